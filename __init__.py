@@ -1,0 +1,61 @@
+"""Roundsmith: quantize diffusion models and text encoders, and run the result at once.
+
+The folder is a ComfyUI node pack and the Python package ``roundsmith``. Importing it costs nothing:
+the public names below load on first use, and ComfyUI is needed only by ``nodes`` and ``bridge``.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .converters import (
+        Plan,
+        Recipe,
+        Report,
+        load_file,
+        plan_file,
+        quantize_file,
+        quantize_module,
+    )
+    from .errors import RoundsmithError
+
+__version__ = "0.1.0"
+WEB_DIRECTORY = "./web"
+
+_PUBLIC = {
+    "Plan": ".converters",
+    "Recipe": ".converters",
+    "Report": ".converters",
+    "RoundsmithError": ".errors",
+    "load_file": ".converters",
+    "plan_file": ".converters",
+    "quantize_file": ".converters",
+    "quantize_module": ".converters",
+}
+__all__ = [  # noqa: F822 - resolved by __getattr__
+    "Plan",
+    "Recipe",
+    "Report",
+    "RoundsmithError",
+    "load_file",
+    "plan_file",
+    "quantize_file",
+    "quantize_module",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _PUBLIC:
+        return getattr(import_module(_PUBLIC[name], __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_PUBLIC})
+
+
+async def comfy_entrypoint() -> Any:
+    """Return ComfyUI's extension object; called by ComfyUI when it loads the pack."""
+    return import_module(".nodes", __name__).RoundsmithExtension()

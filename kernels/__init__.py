@@ -1,0 +1,13 @@
+"""Device operations on block-scaled matrices: an eager PyTorch reference, and hardware products."""
+
+from .blocks import block_view, blockwise_absmax, dequantize, expand_scale
+from .products import hardware_product, scaled_linear
+
+__all__ = [
+    "block_view",
+    "blockwise_absmax",
+    "dequantize",
+    "expand_scale",
+    "hardware_product",
+    "scaled_linear",
+]

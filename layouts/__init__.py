@@ -1,0 +1,7 @@
+"""Formats: grids, geometries, packings, and the tensors that run them."""
+
+from .format import Format
+from .registry import formats, get_format, identify
+from .spec import Encoded, Fit, Spec
+
+__all__ = ["Encoded", "Fit", "Format", "Spec", "formats", "get_format", "identify"]

@@ -1,0 +1,261 @@
+"""The base of every format: grid × geometry × packing, and how it appears in a file.
+
+A format's file declares its grid, geometry and packing; everything here follows from them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch
+from comfy_kitchen.tensor.base import LAYOUTS, QuantizedTensor
+from torch import Tensor
+
+from ..errors import FormatError
+from .codec import decode, pad
+from .geometries import Geometry, Scales
+from .grids import Grid
+from .spec import Encoded, Fit, Spec
+from .transforms import GROUP_SIZES, largest_group, rotate
+
+Parts = Mapping[str, Tensor]
+Storage = dict[str, tuple[torch.dtype, tuple[int, ...]]]
+FLOAT32_SCALE = "weight_scale"
+
+
+class Format:
+    """One storage format of a linear layer's weight ``[M, N]`` (M outputs, N inputs).
+
+    Attributes:
+        id: the name in the layer's JSON.
+        title: the name for people.
+        grid: the values a code can take.
+        aliases: other names a person or a foreign file may use; a file's shapes decide.
+        stock: ComfyUI's own loaders read it.
+        hardware: where its products run without decoding, for the documentation.
+        scalings: the values of ``Spec.scaling`` it takes; empty where it has no choice.
+        group_sizes: legal block sizes, the default first; empty where it has none.
+        rotates: takes ConvRot.
+        padding: rows and columns the stored matrix is padded to.
+        layout_names: QuantizedTensor layouts that run it, preferred first.
+    """
+
+    id: ClassVar[str]
+    title: ClassVar[str]
+    grid: ClassVar[Grid]
+    aliases: ClassVar[tuple[str, ...]] = ()
+    stock: ClassVar[bool] = False
+    hardware: ClassVar[str] = ""
+    scalings: ClassVar[tuple[str, ...]] = ()
+    group_sizes: ClassVar[tuple[int, ...]] = ()
+    rotates: ClassVar[bool] = False
+    padding: ClassVar[tuple[int, int]] = (1, 1)
+    layout_names: ClassVar[tuple[str, ...]] = ()
+
+    # ---- grid × geometry: what rounding sees -------------------------------------------------
+
+    def geometry(self, spec: Spec) -> Geometry:
+        """Which weights share a scale under ``spec``."""
+        raise NotImplementedError
+
+    def fit(self, spec: Spec, shape: tuple[int, ...]) -> Fit:
+        """Adapt ``spec`` to a tensor of ``shape``, or say why the tensor is kept as it is."""
+        if len(shape) != 2:
+            return Fit(None, f"{len(shape)}-D tensor, not a matrix")
+        if 0 in shape:
+            return Fit(None, "empty tensor")
+        notes: list[str] = []
+        fitted = self._fit_blocks(spec, (shape[0], shape[1]), notes)
+        if fitted is not None and fitted.convrot and shape[1] % fitted.convrot:
+            notes.append(f"ConvRot {fitted.convrot} does not divide {shape[1]} inputs: unrotated")
+            fitted = self.replace(fitted, convrot=None)
+        return Fit(fitted, "; ".join(notes))
+
+    def _fit_blocks(self, spec: Spec, shape: tuple[int, int], notes: list[str]) -> Spec | None:
+        if spec.group_size is None:
+            return spec
+        smaller = sorted((g for g in self.group_sizes if g <= spec.group_size), reverse=True)
+        for size in dict.fromkeys((spec.group_size, *smaller)):
+            tried = self.replace(spec, group_size=size)
+            rows, cols = self.geometry(tried).block(shape)
+            if shape[0] % rows == 0 and shape[1] % cols == 0:
+                if size != spec.group_size:
+                    notes.append(f"block {size}: {spec.group_size} does not divide {shape}")
+                return tried
+        notes.append(f"no legal block size {self.group_sizes} divides {shape}")
+        return None
+
+    @staticmethod
+    def replace(spec: Spec, **changes: Any) -> Spec:
+        """A copy of ``spec`` with some fields changed."""
+        return Spec(**{**spec.__dict__, **changes})
+
+    def bind(
+        self,
+        *,
+        scaling: str | None = None,
+        group_size: int | None = None,
+        convrot: int | str | None = None,
+        features: int | None = None,
+        full_precision_matrix_mult: bool = False,
+    ) -> Spec:
+        """Make a spec of this format from what a person asked for, filling in its defaults.
+
+        ``convrot="auto"`` takes the largest group dividing ``features`` inputs. Raises
+        :class:`FormatError` for an option the format does not have.
+        """
+        if scaling is not None and scaling not in self.scalings:
+            raise self._no_option("scaling", scaling, self.scalings)
+        if group_size is not None and not self.group_sizes:
+            raise self._no_option("group_size", group_size, ())
+        if group_size is not None and group_size not in self.group_sizes:
+            raise self._no_option("group_size", group_size, self.group_sizes)
+        if convrot is not None and not self.rotates:
+            raise self._no_option("convrot", convrot, ())
+        if convrot == "auto":
+            convrot = largest_group(features or 0)
+        if convrot is not None and convrot not in GROUP_SIZES:
+            raise self._no_option("convrot", convrot, ("auto", *GROUP_SIZES))
+        if convrot is not None and self.scalings and scaling != "row":
+            if scaling == "tensor":
+                raise FormatError(f"{self.id}: ConvRot needs scaling 'row', not 'tensor'")
+            scaling = "row"
+        return Spec(
+            self.id,
+            scaling or (self.scalings[0] if self.scalings else None),
+            group_size or (self.group_sizes[0] if self.group_sizes else None),
+            int(convrot) if convrot is not None else None,
+            full_precision_matrix_mult,
+        )
+
+    def _no_option(self, name: str, value: object, legal: tuple[object, ...]) -> FormatError:
+        choices = f"; it takes {', '.join(map(str, legal))}" if legal else "; leave it out"
+        return FormatError(f"{self.id} has no {name} {value!r}{choices}")
+
+    def transform(self, w: Tensor, spec: Spec) -> Tensor:
+        """Bring float32 ``w [M, N]`` into the domain that is rounded: rotate, then pad."""
+        if spec.convrot:
+            w = rotate(w, spec.convrot)
+        return pad(w, *self.padding)
+
+    # ---- packing: what the file sees ---------------------------------------------------------
+
+    def padded_shape(self, shape: tuple[int, int]) -> tuple[int, int]:
+        """Shape of the codes of a matrix of ``shape``."""
+        rows, cols = self.padding
+        return -(-shape[0] // rows) * rows, -(-shape[1] // cols) * cols
+
+    def storage(self, spec: Spec, shape: tuple[int, int]) -> Storage:
+        """File tensors of a layer, by suffix: dtype and shape."""
+        padded = self.padded_shape(shape)
+        return {"weight": (self.grid.dtype, padded), **self.scale_storage(spec, padded)}
+
+    def scale_storage(self, spec: Spec, padded: tuple[int, int]) -> Storage:
+        """File tensors that hold the scales (and constants), by suffix."""
+        return {FLOAT32_SCALE: (torch.float32, self.scale_shape(spec, padded))}
+
+    def scale_shape(self, spec: Spec, padded: tuple[int, int]) -> tuple[int, ...]:
+        """Shape of the stored ``weight_scale`` where it is plain float32."""
+        return self.geometry(spec).grid_shape(padded)
+
+    def pack_codes(self, codes: Tensor) -> Tensor:
+        """Codes (or some of their rows) as stored."""
+        return codes
+
+    def unpack_codes(self, stored: Tensor) -> Tensor:
+        """Inverse of :meth:`pack_codes`."""
+        return stored
+
+    def pack_scales(self, scales: Scales, spec: Spec, padded: tuple[int, int]) -> dict[str, Tensor]:
+        """Scales of the whole matrix as stored, by suffix."""
+        return {FLOAT32_SCALE: scales.block.reshape(self.scale_shape(spec, padded))}
+
+    def unpack_scales(self, parts: Parts, padded: tuple[int, int]) -> Scales:
+        """Inverse of :meth:`pack_scales`, from normalised parts."""
+        scale = parts[FLOAT32_SCALE].to(torch.float32)
+        if scale.ndim == 1 and scale.numel() == padded[0]:
+            return Scales(scale[:, None])
+        return Scales(scale.reshape(scale.shape[:2] if scale.ndim > 1 else (1, 1)))
+
+    def conf(self, spec: Spec, shape: tuple[int, int]) -> dict[str, Any]:
+        """The layer's flat JSON."""
+        conf: dict[str, Any] = {"format": self.id}
+        if spec.group_size is not None:
+            conf["group_size"] = spec.group_size
+        if self.padded_shape(shape) != tuple(shape):
+            conf["orig_shape"] = list(shape)
+        if spec.full_precision_matrix_mult:
+            conf["full_precision_matrix_mult"] = True
+        return conf
+
+    # ---- reading -----------------------------------------------------------------------------
+
+    def matches(self, conf: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> bool:
+        """Whether stored tensors of these shapes are of this format."""
+        raise NotImplementedError
+
+    def normalise(self, parts: Parts, conf: Mapping[str, Any]) -> dict[str, Tensor]:
+        """Repair known deviations of foreign files (shapes, dtypes of scales), losing nothing."""
+        return dict(parts)
+
+    def orig_shape(self, parts: Parts, conf: Mapping[str, Any]) -> tuple[int, int]:
+        """Shape of the layer's weight: ``orig_shape`` of the JSON where valid, else the codes'."""
+        padded = tuple(self.unpack_codes(parts["weight"]).shape)
+        shape = conf.get("orig_shape")
+        if isinstance(shape, list) and len(shape) == 2:
+            m, n = int(shape[0]), int(shape[1])
+            if self.padded_shape((m, n)) == padded:
+                return m, n
+        return padded[0], padded[1]
+
+    def convrot_of(self, conf: Mapping[str, Any]) -> int | None:
+        """ConvRot group size of a layer's JSON."""
+        return None
+
+    def unpack(self, parts: Parts, conf: Mapping[str, Any]) -> Encoded:
+        """Codes and scales of stored tensors."""
+        parts = self.normalise(parts, conf)
+        codes = self.unpack_codes(parts["weight"])
+        return Encoded(codes, self.unpack_scales(parts, (codes.shape[0], codes.shape[1])))
+
+    def decode(
+        self, parts: Parts, conf: Mapping[str, Any], shape: tuple[int, int] | None = None
+    ) -> Tensor:
+        """The layer's weight, float32 ``[M, N]``, rotated and cropped back."""
+        codes, scales = self.unpack(parts, conf)
+        m, n = shape or self.orig_shape(parts, conf)
+        w = decode(codes, self.grid, scales)[:m, :n].contiguous()
+        group = self.convrot_of(conf)
+        return rotate(w, group) if group else w
+
+    @property
+    def layout(self) -> str:
+        """The registered QuantizedTensor layout that runs this format."""
+        for name in self.layout_names:
+            if name in LAYOUTS:
+                return name
+        raise FormatError(
+            f"{self.id}: the installed comfy-kitchen has none of the layouts "
+            f"{', '.join(self.layout_names)}; update comfy-kitchen"
+        )
+
+    def read(
+        self,
+        parts: Parts,
+        conf: Mapping[str, Any],
+        shape: tuple[int, int] | None = None,
+        dtype: torch.dtype = torch.bfloat16,
+    ) -> QuantizedTensor:
+        """Wrap stored tensors as a tensor of ``shape`` and ``dtype`` that runs at once."""
+        parts = self.normalise(parts, conf)
+        params = LAYOUTS[self.layout].Params(
+            **self.layout_params(parts, conf),
+            orig_dtype=dtype,
+            orig_shape=tuple(shape or self.orig_shape(parts, conf)),
+        )
+        return QuantizedTensor(parts["weight"].contiguous(), self.layout, params)
+
+    def layout_params(self, parts: Parts, conf: Mapping[str, Any]) -> dict[str, Any]:
+        """Fields of the layout's ``Params`` besides dtype and shape."""
+        return {"scale": parts[FLOAT32_SCALE]}

@@ -1,0 +1,1 @@
+"""One file a storage format; the registry finds every ``Format`` class in here."""

@@ -1,0 +1,134 @@
+"""Geometries: which weights share a scale, and which values a scale can take.
+
+Scales are held as a grid ``[Mb, Nb]`` over the (padded) matrix. A :class:`ScaleRule` says how a block's
+scale follows from its largest magnitude and what it is rounded to; a :class:`Geometry` says how large
+the blocks are. Rounding methods need nothing else.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..kernels import blockwise_absmax
+from .grids import Grid
+
+E8M0_BIAS = 127
+_E4M3_MAX = 448.0
+
+
+class Scales(NamedTuple):
+    """Scales of a matrix.
+
+    Attributes:
+        block: float32 ``[Mb, Nb]``, one a block, already rounded to what the format stores.
+        tensor: float32 ``[]``, a factor common to all blocks, or None.
+    """
+
+    block: Tensor
+    tensor: Tensor | None = None
+
+    @property
+    def effective(self) -> Tensor:
+        """What a code is multiplied with: float32 ``[Mb, Nb]``."""
+        return self.block if self.tensor is None else self.tensor * self.block
+
+
+@dataclass(frozen=True)
+class ScaleRule:
+    """Free float32 scales, never below ``floor`` so that all-zero blocks divide safely."""
+
+    floor: float = 1e-30
+
+    def from_absmax(self, absmax: Tensor, grid: Grid, tensor_absmax: Tensor | None) -> Scales:
+        """Scales that map each block's largest magnitude to the grid's maximum."""
+        return Scales((absmax / grid.max).clamp_(min=self.floor))
+
+    def snap(self, effective: Tensor, tensor: Tensor | None) -> Scales:
+        """Round wished-for effective scales ``[Mb, Nb]`` to storable ones."""
+        return Scales(effective.clamp(min=self.floor))
+
+
+@dataclass(frozen=True)
+class PowerOfTwoRule(ScaleRule):
+    """E8M0 scales (OCP Microscaling v1.0): powers of two, rounded up; 0 marks an all-zero block."""
+
+    def from_absmax(self, absmax: Tensor, grid: Grid, tensor_absmax: Tensor | None) -> Scales:
+        needed = (absmax / grid.max).clamp_(min=2.0**-E8M0_BIAS)
+        return self._power(torch.ceil(torch.log2(needed)), absmax == 0)
+
+    def snap(self, effective: Tensor, tensor: Tensor | None) -> Scales:
+        safe = effective.clamp(min=2.0**-126)
+        return self._power(torch.round(torch.log2(safe)), effective == 0)
+
+    @staticmethod
+    def _power(exponent: Tensor, zero: Tensor) -> Scales:
+        exponent = exponent.clamp_(-E8M0_BIAS, E8M0_BIAS).to(torch.int32)
+        scale = torch.ldexp(torch.ones_like(exponent, dtype=torch.float32), exponent)
+        return Scales(scale.masked_fill_(zero, 0.0))
+
+
+@dataclass(frozen=True)
+class TwoLevelRule(ScaleRule):
+    """E4M3 block scales under one float32 scale a tensor (NVFP4)."""
+
+    def from_absmax(self, absmax: Tensor, grid: Grid, tensor_absmax: Tensor | None) -> Scales:
+        peak = absmax.amax() if tensor_absmax is None else tensor_absmax
+        tensor = (peak / (_E4M3_MAX * grid.max)).clamp(min=self.floor)
+        return Scales(self._e4m3(absmax / grid.max / tensor), tensor)
+
+    def snap(self, effective: Tensor, tensor: Tensor | None) -> Scales:
+        assert tensor is not None
+        return Scales(self._e4m3(effective / tensor), tensor)
+
+    @staticmethod
+    def _e4m3(x: Tensor) -> Tensor:
+        return x.clamp_(max=_E4M3_MAX).to(torch.float8_e4m3fn).to(torch.float32)
+
+
+FLOAT_SCALES = ScaleRule()
+POWERS_OF_TWO = PowerOfTwoRule()
+TWO_LEVELS = TwoLevelRule()
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Blocks of ``rows × cols`` weights share a scale; None stands for the whole dimension."""
+
+    rows: int | None
+    cols: int | None
+    rule: ScaleRule = FLOAT_SCALES
+
+    @property
+    def needs_tensor_absmax(self) -> bool:
+        """Whether rows can be encoded only once the whole matrix has been seen."""
+        return self.rows is None or isinstance(self.rule, TwoLevelRule)
+
+    @property
+    def row_step(self) -> int:
+        """Rows that must be encoded together, once ``tensor_absmax`` is known."""
+        return self.rows or 1
+
+    def block(self, shape: tuple[int, int]) -> tuple[int, int]:
+        """Rows and columns of one block of a matrix of ``shape``."""
+        return self.rows or max(shape[0], 1), self.cols or max(shape[1], 1)
+
+    def grid_shape(self, shape: tuple[int, int]) -> tuple[int, int]:
+        """Shape ``[Mb, Nb]`` of the scales of a matrix of ``shape``."""
+        rows, cols = self.block(shape)
+        return -(-shape[0] // rows), -(-shape[1] // cols)
+
+    def scales(self, w: Tensor, grid: Grid, tensor_absmax: Tensor | None = None) -> Scales:
+        """Absmax scales of ``w`` (float32 ``[M, N]``, or some of its rows with ``tensor_absmax``)."""
+        if self.rows is None and tensor_absmax is not None:
+            absmax = tensor_absmax.reshape(1, 1)
+        else:
+            absmax = blockwise_absmax(w, *self.block((w.shape[0], w.shape[1])))
+        return self.rule.from_absmax(absmax, grid, tensor_absmax)
+
+
+PER_TENSOR = Geometry(None, None)
+PER_ROW = Geometry(1, None)

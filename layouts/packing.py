@@ -1,0 +1,51 @@
+"""Packings: how codes and scales lie in a file. Packing sees codes and scales only."""
+
+from __future__ import annotations
+
+import torch
+from comfy_kitchen.float_utils import from_blocked, to_blocked
+from torch import Tensor
+
+from .geometries import E8M0_BIAS
+
+
+def pack_high_first(codes: Tensor) -> Tensor:
+    """Two 4-bit codes a byte, even column in the high nibble: uint8 ``[M, N]`` → ``[M, N/2]``."""
+    return (codes[:, ::2] << 4) | codes[:, 1::2]
+
+
+def unpack_high_first(packed: Tensor) -> Tensor:
+    """Inverse of :func:`pack_high_first`."""
+    return torch.stack((packed >> 4, packed & 0x0F), dim=-1).view(packed.shape[0], -1)
+
+
+def blocked_shape(rows: int, cols: int) -> tuple[int, int]:
+    """Stored shape of a scale grid in cuBLAS's tiled layout (tiles of 128 × 4)."""
+    return -(-rows // 128) * 128, -(-cols // 4) * 4
+
+
+def block_scales(scales: Tensor) -> Tensor:
+    """Arrange a scale grid ``[Mb, Nb]`` in cuBLAS's tiled layout, padded with zeros."""
+    if scales.numel() == 0:
+        return scales.new_zeros(blocked_shape(*scales.shape))
+    return to_blocked(scales, flatten=False)
+
+
+def unblock_scales(stored: Tensor, rows: int, cols: int) -> Tensor:
+    """Inverse of :func:`block_scales` for a grid of ``rows × cols``."""
+    if rows == 0 or cols == 0:
+        return stored.new_zeros(rows, cols)
+    return from_blocked(stored, num_rows=rows, num_cols=cols)
+
+
+def to_e8m0(scales: Tensor) -> Tensor:
+    """Powers of two (0 for an all-zero block) as biased exponents, uint8."""
+    exponent = torch.frexp(scales).exponent - 1 + E8M0_BIAS
+    return exponent.clamp_(0, 254).masked_fill_(scales == 0, 0).to(torch.uint8)
+
+
+def from_e8m0(stored: Tensor) -> Tensor:
+    """Float32 scales of biased exponents; exponent 0 stands for an all-zero block."""
+    exponent = stored.view(torch.uint8).to(torch.int32) - E8M0_BIAS
+    scale = torch.ldexp(torch.ones_like(exponent, dtype=torch.float32), exponent)
+    return scale.masked_fill_(exponent == -E8M0_BIAS, 0.0)

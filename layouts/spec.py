@@ -1,0 +1,56 @@
+"""What one layer is stored as."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from torch import Tensor
+
+from .geometries import Scales
+
+
+@dataclass(frozen=True)
+class Spec:
+    """A format with its options bound.
+
+    Attributes:
+        format: the format's id, as written in the layer's JSON.
+        scaling: ``"tensor"`` or ``"row"`` where the format has both, else None.
+        group_size: block size where the format has one, else None.
+        convrot: ConvRot group size, or None for no rotation.
+        full_precision_matrix_mult: the runtime decodes the weight and multiplies in its own dtype.
+    """
+
+    format: str
+    scaling: str | None = None
+    group_size: int | None = None
+    convrot: int | None = None
+    full_precision_matrix_mult: bool = False
+
+    def describe(self) -> str:
+        """One short line: ``int8_tensorwise row convrot 256``."""
+        parts = [self.format]
+        if self.scaling:
+            parts.append(self.scaling)
+        if self.group_size:
+            parts.append(f"block {self.group_size}")
+        if self.convrot:
+            parts.append(f"convrot {self.convrot}")
+        if self.full_precision_matrix_mult:
+            parts.append("full-precision matmul")
+        return " ".join(parts)
+
+
+class Fit(NamedTuple):
+    """How a format takes a shape: the spec it gets (None: it is kept), and why if not as asked."""
+
+    spec: Spec | None
+    note: str = ""
+
+
+class Encoded(NamedTuple):
+    """A matrix as codes ``[Mp, Np]`` (one element a weight, padded) and scales."""
+
+    codes: Tensor
+    scales: Scales
