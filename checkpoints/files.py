@@ -1,0 +1,109 @@
+"""Positional, thread-safe reads and writes of one file, straight from and into the caller's buffers.
+
+Where the system has ``preadv`` and ``pwrite`` all threads share one descriptor. Elsewhere (Windows) a position belongs
+to the handle, so each thread opens its own.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from io import FileIO
+from pathlib import Path
+
+import torch
+
+_SHARED_DESCRIPTOR = hasattr(os, "preadv") and hasattr(os, "pwrite")
+_PIECE = (
+    64 * 2**20
+)  # one system call moves at most this: below every platform's limit, and Ctrl-C stays responsive
+
+
+class PositionalFile:
+    """One existing file, opened for reading (``"rb"``) or for reading and writing (``"r+b"``) at given positions."""
+
+    def __init__(self, path: Path, mode: str) -> None:
+        self.path = path
+        self._mode = mode
+        self._local = threading.local()
+        self._handles: list[FileIO] = []
+        self._busy = 0
+        self._closed = False
+        self._changed = threading.Condition()
+        self._shared: FileIO | None = self._open() if _SHARED_DESCRIPTOR else None
+
+    def read_into(self, buffer: memoryview, offset: int) -> int:
+        """Fill ``buffer`` (bytes) from ``offset``; returns the bytes read, fewer only where the file ends."""
+        done = 0
+        with self._handle() as handle:
+            while done < len(buffer):
+                piece = buffer[done : done + _PIECE]
+                if self._shared is not None:
+                    count = os.preadv(handle.fileno(), [piece], offset + done)
+                else:
+                    handle.seek(offset + done)
+                    count = handle.readinto(piece) or 0
+                if count == 0:
+                    break
+                done += count
+        return done
+
+    def write_from(self, buffer: memoryview, offset: int) -> None:
+        """Write all of ``buffer`` (bytes) at ``offset``. Raises OSError."""
+        done = 0
+        with self._handle() as handle:
+            while done < len(buffer):
+                piece = buffer[done : done + _PIECE]
+                if self._shared is not None:
+                    done += os.pwrite(handle.fileno(), piece, offset + done)
+                else:
+                    handle.seek(offset + done)
+                    done += handle.write(piece) or 0
+
+    def sync(self) -> None:
+        """Wait until what was written has reached the disk. Raises OSError."""
+        with self._handle() as handle:
+            os.fsync(handle.fileno())
+
+    def close(self) -> None:
+        """Close every handle, after reads and writes under way in other threads; later ones raise ValueError."""
+        with self._changed:
+            self._closed = True
+            self._changed.wait_for(lambda: self._busy == 0)
+            handles, self._handles = self._handles, []
+        for handle in handles:
+            handle.close()
+
+    @contextmanager
+    def _handle(self) -> Iterator[FileIO]:
+        # Counting the users keeps close() from freeing a descriptor number that a write in another thread still holds:
+        # the number could name another file by then.
+        with self._changed:
+            if self._closed:
+                raise ValueError(f"{self.path} is closed")
+            self._busy += 1
+        try:
+            yield self._shared or self._thread_handle()
+        finally:
+            with self._changed:
+                self._busy -= 1
+                self._changed.notify_all()
+
+    def _thread_handle(self) -> FileIO:
+        if not hasattr(self._local, "handle"):
+            self._local.handle = self._open()
+        handle: FileIO = self._local.handle
+        return handle
+
+    def _open(self) -> FileIO:
+        handle = FileIO(self.path, self._mode)
+        with self._changed:
+            self._handles.append(handle)
+        return handle
+
+
+def byte_view(tensor: torch.Tensor) -> memoryview:
+    """The memory of a contiguous CPU tensor of any dtype as bytes, without a copy."""
+    return memoryview(tensor.detach().reshape(-1).view(torch.uint8).numpy())

@@ -1,0 +1,180 @@
+"""How a file says which layers are quantized: the ``_quantization_metadata`` header and ``<layer>.comfy_quant`` tensors.
+
+Both hold one flat JSON object a layer, e.g. ``{"format": "int8_blockwise", "group_size": 128}``; the header as
+``{"format_version": "1.0", "layers": {"<layer>": {...}}}``, the tensor as 1-D uint8 of UTF-8. ComfyUI overwrites the
+tensors' objects from the header's, so the header wins here too.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from ..errors import CheckpointError
+
+HEADER_KEY = "_quantization_metadata"
+TENSOR_SUFFIX = ".comfy_quant"
+FORMAT_VERSION = "1.0"
+
+
+class Readable(Protocol):
+    """What ``read_layers`` needs of a checkpoint."""
+
+    @property
+    def metadata(self) -> Mapping[str, str]: ...
+    @property
+    def tensors(self) -> Mapping[str, Any]: ...
+    def read(self, name: str, /) -> torch.Tensor: ...
+
+
+@dataclass(frozen=True)
+class QuantizedLayers:
+    """The quantized layers of a checkpoint by name, and notes on what was found odd and how it was read."""
+
+    layers: dict[str, dict[str, Any]]
+    notes: list[str]
+
+
+def encode_conf(conf: Mapping[str, Any]) -> torch.Tensor:
+    """A layer's object as the 1-D uint8 tensor stored under ``<layer>.comfy_quant``."""
+    return torch.frombuffer(bytearray(json.dumps(dict(conf)).encode("utf-8")), dtype=torch.uint8)
+
+
+def decode_conf(tensor: torch.Tensor) -> dict[str, Any]:
+    """The object in a ``comfy_quant`` tensor, as stored. Raises CheckpointError where it is not a JSON object."""
+    if tensor.dtype != torch.uint8:
+        raise CheckpointError(f"it is {tensor.dtype} where JSON text in uint8 is expected")
+    try:
+        conf = json.loads(tensor.cpu().contiguous().numpy().tobytes().decode("utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"it does not hold valid JSON ({error})") from error
+    if not isinstance(conf, dict):
+        raise CheckpointError(f"it holds a JSON {type(conf).__name__} where an object is expected")
+    return conf
+
+
+def layers_metadata(layers: Mapping[str, Mapping[str, Any]]) -> str:
+    """The value of the ``_quantization_metadata`` header for these layers."""
+    objects = {name: dict(conf) for name, conf in layers.items()}
+    return json.dumps({"format_version": FORMAT_VERSION, "layers": objects})
+
+
+def read_layers(checkpoint: Readable) -> QuantizedLayers:
+    """Which layers of a checkpoint are quantized, and how, from the header and the ``comfy_quant`` tensors.
+
+    Names are as in the file, prefixes included. Where the two differ the header wins; keys in only one are kept; a
+    nested ``{"params": {...}}`` is flattened; each of these is noted. A layer without a ``.weight`` in the file is noted
+    and left out. Raises CheckpointError, naming the file and the layer, for text that is not a JSON object.
+    """
+    where = str(getattr(checkpoint, "path", None) or "the checkpoint")
+    notes: list[str] = []
+    in_header = _header_layers(checkpoint.metadata.get(HEADER_KEY), where, notes)
+    in_tensors = _tensor_layers(checkpoint, where)
+    layers: dict[str, dict[str, Any]] = {}
+    for name in [*in_header, *(name for name in in_tensors if name not in in_header)]:
+        if f"{name}.weight" not in checkpoint.tensors:
+            source = "the header" if name in in_header else f"{name}{TENSOR_SUFFIX}"
+            notes.append(
+                f"{name}: {source} calls it quantized, but there is no {name}.weight; left out"
+            )
+            continue
+        header = _flat(name, in_header.get(name, {}), notes)
+        tensor = _flat(name, in_tensors.get(name, {}), notes)
+        if name in in_header and name in in_tensors and header != tensor:
+            notes.append(f"{name}: {_difference(header, tensor)}")
+        layers[name] = {**tensor, **header}
+    return QuantizedLayers(layers, notes)
+
+
+def merge_metadata(files: Mapping[Path, Mapping[str, str]]) -> tuple[dict[str, str], list[str]]:
+    """One metadata for the shards of a checkpoint, and notes where they disagree.
+
+    The layers of their ``_quantization_metadata`` are put together; of any other key the first shard's value is kept.
+    """
+    merged: dict[str, str] = {}
+    notes: list[str] = []
+    layers: dict[str, Any] = {}
+    for file, metadata in files.items():
+        for key, value in metadata.items():
+            if key == HEADER_KEY and len(files) > 1:
+                for name, conf in _header_layers(value, str(file), notes).items():
+                    if layers.setdefault(name, conf) != conf:
+                        notes.append(
+                            f"{name}: {file.name} describes it otherwise than a shard before; ignored"
+                        )
+            elif merged.setdefault(key, value) != value:
+                notes.append(
+                    f"{file.name}: its metadata {key!r} differs from a shard before; ignored"
+                )
+    if layers:
+        merged[HEADER_KEY] = layers_metadata(layers)
+    return merged, notes
+
+
+def _header_layers(text: str | None, where: str, notes: list[str]) -> dict[str, dict[str, Any]]:
+    if text is None:
+        return {}
+    way_out = f"remove the {HEADER_KEY} metadata or write the file again"
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(
+            f"{where}: its {HEADER_KEY} is not valid JSON ({error}); {way_out}"
+        ) from error
+    layers = content.get("layers", {}) if isinstance(content, dict) else None
+    if not isinstance(layers, dict):
+        raise CheckpointError(
+            f"{where}: its {HEADER_KEY} does not hold an object of layers; {way_out}"
+        )
+    if "layers" not in content:
+        notes.append(f"{where}: its {HEADER_KEY} has no layers")
+    elif content.get("format_version", FORMAT_VERSION) != FORMAT_VERSION:
+        notes.append(
+            f"{where}: its {HEADER_KEY} has format_version {content['format_version']!r}; read as {FORMAT_VERSION}"
+        )
+    for name, conf in layers.items():
+        if not isinstance(conf, dict):
+            raise CheckpointError(
+                f"{where}: its {HEADER_KEY} of layer {name!r} is not an object; {way_out}"
+            )
+    return layers
+
+
+def _tensor_layers(checkpoint: Readable, where: str) -> dict[str, dict[str, Any]]:
+    layers = {}
+    for key in checkpoint.tensors:
+        if key.endswith(TENSOR_SUFFIX):
+            try:
+                layers[key.removesuffix(TENSOR_SUFFIX)] = decode_conf(checkpoint.read(key))
+            except CheckpointError as error:
+                raise CheckpointError(
+                    f"{where}: tensor {key!r} cannot be read: {error}; fetch or export the file again"
+                ) from error
+    return layers
+
+
+def _flat(name: str, conf: dict[str, Any], notes: list[str]) -> dict[str, Any]:
+    params = conf.get("params")
+    if not isinstance(params, dict):
+        return conf
+    notes.append(f"{name}: its settings were nested under 'params'; read as if they were not")
+    return {**params, **{key: value for key, value in conf.items() if key != "params"}}
+
+
+def _difference(header: dict[str, Any], tensor: dict[str, Any]) -> str:
+    parts = []
+    for key in [*header, *(key for key in tensor if key not in header)]:
+        if key not in tensor:
+            parts.append(f"{key} is only in the header ({header[key]!r})")
+        elif key not in header:
+            parts.append(f"{key} is only in comfy_quant ({tensor[key]!r})")
+        elif header[key] != tensor[key]:
+            parts.append(
+                f"{key} is {header[key]!r} in the header, used, and {tensor[key]!r} in comfy_quant"
+            )
+    return "; ".join(parts)
