@@ -1,14 +1,10 @@
-"""Safetensors in and out: lazy reading, shards, streaming atomic writing, the metadata of quantized layers."""
+"""Safetensors in and out: lazy reading, shards, atomic writing, quantized layers' metadata."""
 
-from .header import DTYPES, Entry, TensorInfo, build_header, checkpoint_size, read_header
-from .quantization import (
-    QuantizedLayers,
-    decode_conf,
-    encode_conf,
-    layers_metadata,
-    read_layers,
-)
+from .header import read_header
+from .placement import build_header, checkpoint_size
+from .quantization import QuantizedLayers, decode_conf, encode_conf, layers_metadata, read_layers
 from .reader import Checkpoint
+from .tensors import DTYPES, Entry, TensorInfo
 from .writer import CheckpointWriter
 
 __all__ = [

@@ -1,7 +1,7 @@
-"""Positional, thread-safe reads and writes of one file, straight from and into the caller's buffers.
+"""Positional, thread-safe reads and writes of one file, straight from and into the caller's memory.
 
-Where the system has ``preadv`` and ``pwrite`` all threads share one descriptor. Elsewhere (Windows) a position belongs
-to the handle, so each thread opens its own.
+Where the system has ``preadv`` and ``pwrite`` all threads share one descriptor. Elsewhere (Windows)
+a position belongs to the handle, so each thread opens its own.
 """
 
 from __future__ import annotations
@@ -15,14 +15,12 @@ from pathlib import Path
 
 import torch
 
-_SHARED_DESCRIPTOR = hasattr(os, "preadv") and hasattr(os, "pwrite")
-_PIECE = (
-    64 * 2**20
-)  # one system call moves at most this: below every platform's limit, and Ctrl-C stays responsive
+SHARED_DESCRIPTOR = hasattr(os, "preadv") and hasattr(os, "pwrite")
+_PIECE = 64 * 2**20  # bytes a system call: below every platform's limit, and Ctrl-C is heard
 
 
 class PositionalFile:
-    """One existing file, opened for reading (``"rb"``) or for reading and writing (``"r+b"``) at given positions."""
+    """An existing file, opened for reading (``"rb"``) or for reading and writing (``"r+b"``)."""
 
     def __init__(self, path: Path, mode: str) -> None:
         self.path = path
@@ -32,10 +30,13 @@ class PositionalFile:
         self._busy = 0
         self._closed = False
         self._changed = threading.Condition()
-        self._shared: FileIO | None = self._open() if _SHARED_DESCRIPTOR else None
+        self._shared: FileIO | None = self._open() if SHARED_DESCRIPTOR else None
 
     def read_into(self, buffer: memoryview, offset: int) -> int:
-        """Fill ``buffer`` (bytes) from ``offset``; returns the bytes read, fewer only where the file ends."""
+        """Fill ``buffer`` (bytes) from ``offset``; returns how many, fewer only at the file's end.
+
+        Raises OSError.
+        """
         done = 0
         with self._handle() as handle:
             while done < len(buffer):
@@ -63,12 +64,12 @@ class PositionalFile:
                     done += handle.write(piece) or 0
 
     def sync(self) -> None:
-        """Wait until what was written has reached the disk. Raises OSError."""
+        """Wait until what was written so far is on the disk. Raises OSError."""
         with self._handle() as handle:
             os.fsync(handle.fileno())
 
     def close(self) -> None:
-        """Close every handle, after reads and writes under way in other threads; later ones raise ValueError."""
+        """Close, once reads and writes under way in other threads are done. Harmless twice."""
         with self._changed:
             self._closed = True
             self._changed.wait_for(lambda: self._busy == 0)
@@ -78,20 +79,20 @@ class PositionalFile:
 
     @contextmanager
     def _handle(self) -> Iterator[FileIO]:
-        # Counting the users keeps close() from freeing a descriptor number that a write in another thread still holds:
-        # the number could name another file by then.
+        # The users are counted so that close() cannot free a descriptor number that another thread
+        # is about to write through: the number might name another file by then.
         with self._changed:
             if self._closed:
                 raise ValueError(f"{self.path} is closed")
             self._busy += 1
         try:
-            yield self._shared or self._thread_handle()
+            yield self._shared or self._handle_of_thread()
         finally:
             with self._changed:
                 self._busy -= 1
                 self._changed.notify_all()
 
-    def _thread_handle(self) -> FileIO:
+    def _handle_of_thread(self) -> FileIO:
         if not hasattr(self._local, "handle"):
             self._local.handle = self._open()
         handle: FileIO = self._local.handle
@@ -106,4 +107,4 @@ class PositionalFile:
 
 def byte_view(tensor: torch.Tensor) -> memoryview:
     """The memory of a contiguous CPU tensor of any dtype as bytes, without a copy."""
-    return memoryview(tensor.detach().reshape(-1).view(torch.uint8).numpy())
+    return tensor.detach().reshape(-1).view(torch.uint8).numpy().data

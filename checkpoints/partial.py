@@ -1,7 +1,7 @@
-"""The temporary file a writer fills: its name, its life, and the clearing up after writers that were killed.
+"""The temporary file a writer fills: its name, its life, and clearing up after killed writers.
 
-Name: ``.<final name>.<pid>.roundsmith-partial``, in the destination's folder so that the last step is a rename; with
-``<pid>-<n>`` where one process writes the same destination twice at once.
+Name: ``.<final name>.<pid>.roundsmith-partial``, in the destination's folder so that the last step
+is a rename; with ``<pid>-<n>`` where one process writes the same destination twice at once.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ logger = logging.getLogger(__name__)
 
 _SUFFIX = ".roundsmith-partial"
 
-# The partials this process is writing. One with our own pid that is not among them was left by a dead process that had
-# the same pid, which is the rule in containers, where the main process is always 1.
+# The partials this process is writing. One with our own pid that is not among them was left by a
+# dead process of the same pid: the rule in containers, where the main process is always number 1.
 _live: set[Path] = set()
 
 
@@ -54,7 +54,8 @@ def discard_partial(partial: Path) -> None:
 def remove_stale_partials(final: Path) -> list[Path]:
     """Remove the temporary files of ``final`` whose process is gone; returns them.
 
-    A pid means nothing on another machine: two machines must not write the same name in one shared folder.
+    A pid means nothing on another machine: two machines must not write the same name in one shared
+    folder at the same time.
     """
     pattern = re.compile(rf"\.{re.escape(final.name)}\.(\d+)(?:-\d+)?{re.escape(_SUFFIX)}")
     removed = []
@@ -81,7 +82,8 @@ def remove_stale_partials(final: Path) -> list[Path]:
 def publish(partial: Path, final: Path, overwrite: bool) -> None:
     """Give a finished temporary file its final name, in one step.
 
-    Raises DestinationExistsError where another file took the name meanwhile and ``overwrite`` is not given; OSError.
+    Raises DestinationExistsError where another file took the name meanwhile and ``overwrite`` is
+    not given, OSError where the system refuses.
     """
     if overwrite:
         os.replace(partial, final)
@@ -90,7 +92,8 @@ def publish(partial: Path, final: Path, overwrite: bool) -> None:
             _rename_to_free_name(partial, final)
         except FileExistsError as error:
             raise DestinationExistsError(
-                f"{final} was created by another program in the meantime: choose another name, or allow overwriting"
+                f"{final} was created by another program meanwhile: choose another name, or allow "
+                "overwriting"
             ) from error
     _sync_folder(final.absolute().parent)
 
@@ -112,7 +115,7 @@ def _rename_to_free_name(partial: Path, final: Path) -> None:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Make the new name survive a power cut, where folders can be synced (not on Windows, not on some shares)."""
+    """Make the new name survive a power cut, where folders can be synced (Windows cannot)."""
     if os.name == "nt":
         return
     with contextlib.suppress(OSError):

@@ -1,8 +1,10 @@
-"""How a file says which layers are quantized: the ``_quantization_metadata`` header and ``<layer>.comfy_quant`` tensors.
+"""How a file says which layers are quantized: one flat JSON object a layer, in two places.
 
-Both hold one flat JSON object a layer, e.g. ``{"format": "int8_blockwise", "group_size": 128}``; the header as
-``{"format_version": "1.0", "layers": {"<layer>": {...}}}``, the tensor as 1-D uint8 of UTF-8. ComfyUI overwrites the
-tensors' objects from the header's, so the header wins here too.
+- metadata ``_quantization_metadata``:
+  ``{"format_version": "1.0", "layers": {"<layer>": {"format": "int8_blockwise", ...}}}``
+- tensor ``<layer>.comfy_quant``: 1-D uint8, the UTF-8 text of ``{"format": "int8_blockwise", ...}``
+
+ComfyUI overwrites the tensors' objects from the header's, so the header wins here too.
 """
 
 from __future__ import annotations
@@ -34,7 +36,7 @@ class Readable(Protocol):
 
 @dataclass(frozen=True)
 class QuantizedLayers:
-    """The quantized layers of a checkpoint by name, and notes on what was found odd and how it was read."""
+    """The quantized layers by name, and notes on what was odd and how it was read."""
 
     layers: dict[str, dict[str, Any]]
     notes: list[str]
@@ -42,15 +44,18 @@ class QuantizedLayers:
 
 def encode_conf(conf: Mapping[str, Any]) -> torch.Tensor:
     """A layer's object as the 1-D uint8 tensor stored under ``<layer>.comfy_quant``."""
-    return torch.frombuffer(bytearray(json.dumps(dict(conf)).encode("utf-8")), dtype=torch.uint8)
+    return torch.frombuffer(bytearray(json.dumps(dict(conf)), "utf-8"), dtype=torch.uint8)
 
 
 def decode_conf(tensor: torch.Tensor) -> dict[str, Any]:
-    """The object in a ``comfy_quant`` tensor, as stored. Raises CheckpointError where it is not a JSON object."""
+    """The object in a ``comfy_quant`` tensor, as stored.
+
+    Raises CheckpointError where the tensor is not the UTF-8 text of a JSON object in uint8.
+    """
     if tensor.dtype != torch.uint8:
         raise CheckpointError(f"it is {tensor.dtype} where JSON text in uint8 is expected")
     try:
-        conf = json.loads(tensor.cpu().contiguous().numpy().tobytes().decode("utf-8"))
+        conf = json.loads(tensor.cpu().numpy().tobytes().decode("utf-8"))
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"it does not hold valid JSON ({error})") from error
     if not isinstance(conf, dict):
@@ -59,29 +64,28 @@ def decode_conf(tensor: torch.Tensor) -> dict[str, Any]:
 
 
 def layers_metadata(layers: Mapping[str, Mapping[str, Any]]) -> str:
-    """The value of the ``_quantization_metadata`` header for these layers."""
+    """The ``_quantization_metadata`` text for these layers."""
     objects = {name: dict(conf) for name, conf in layers.items()}
     return json.dumps({"format_version": FORMAT_VERSION, "layers": objects})
 
 
 def read_layers(checkpoint: Readable) -> QuantizedLayers:
-    """Which layers of a checkpoint are quantized, and how, from the header and the ``comfy_quant`` tensors.
+    """Which layers of a checkpoint are quantized, and how, by the header and the tensors together.
 
-    Names are as in the file, prefixes included. Where the two differ the header wins; keys in only one are kept; a
-    nested ``{"params": {...}}`` is flattened; each of these is noted. A layer without a ``.weight`` in the file is noted
-    and left out. Raises CheckpointError, naming the file and the layer, for text that is not a JSON object.
+    Names are the file's, prefixes included. Where the two differ the header wins; keys in only one
+    are kept; a nested ``{"params": {...}}`` is flattened; a layer whose ``.weight`` is not in the
+    file is left out. Each of these is noted. Raises CheckpointError, naming the file and the layer,
+    for text that is not a JSON object.
     """
-    where = str(getattr(checkpoint, "path", None) or "the checkpoint")
+    where = str(getattr(checkpoint, "path", "the checkpoint"))
     notes: list[str] = []
     in_header = _header_layers(checkpoint.metadata.get(HEADER_KEY), where, notes)
     in_tensors = _tensor_layers(checkpoint, where)
     layers: dict[str, dict[str, Any]] = {}
-    for name in [*in_header, *(name for name in in_tensors if name not in in_header)]:
+    for name in {**in_header, **in_tensors}:
         if f"{name}.weight" not in checkpoint.tensors:
-            source = "the header" if name in in_header else f"{name}{TENSOR_SUFFIX}"
-            notes.append(
-                f"{name}: {source} calls it quantized, but there is no {name}.weight; left out"
-            )
+            source = "the header" if name in in_header else name + TENSOR_SUFFIX
+            notes.append(f"{name}: quantized, says {source}, but it has no weight here; left out")
             continue
         header = _flat(name, in_header.get(name, {}), notes)
         tensor = _flat(name, in_tensors.get(name, {}), notes)
@@ -91,10 +95,13 @@ def read_layers(checkpoint: Readable) -> QuantizedLayers:
     return QuantizedLayers(layers, notes)
 
 
-def merge_metadata(files: Mapping[Path, Mapping[str, str]]) -> tuple[dict[str, str], list[str]]:
+def merge_metadata(
+    files: Mapping[Path, Mapping[str, str]],
+) -> tuple[dict[str, str], list[str]]:
     """One metadata for the shards of a checkpoint, and notes where they disagree.
 
-    The layers of their ``_quantization_metadata`` are put together; of any other key the first shard's value is kept.
+    The layers of their ``_quantization_metadata`` are put together; of any other key the first
+    shard's value is kept. One file's metadata stay as they are.
     """
     merged: dict[str, str] = {}
     notes: list[str] = []
@@ -105,11 +112,12 @@ def merge_metadata(files: Mapping[Path, Mapping[str, str]]) -> tuple[dict[str, s
                 for name, conf in _header_layers(value, str(file), notes).items():
                     if layers.setdefault(name, conf) != conf:
                         notes.append(
-                            f"{name}: {file.name} describes it otherwise than a shard before; ignored"
+                            f"{name}: the metadata of {file.name} contradict an earlier shard's; "
+                            "ignored"
                         )
             elif merged.setdefault(key, value) != value:
                 notes.append(
-                    f"{file.name}: its metadata {key!r} differs from a shard before; ignored"
+                    f"the metadata {key!r} of {file.name} differ from an earlier shard's; ignored"
                 )
     if layers:
         merged[HEADER_KEY] = layers_metadata(layers)
@@ -119,29 +127,23 @@ def merge_metadata(files: Mapping[Path, Mapping[str, str]]) -> tuple[dict[str, s
 def _header_layers(text: str | None, where: str, notes: list[str]) -> dict[str, dict[str, Any]]:
     if text is None:
         return {}
-    way_out = f"remove the {HEADER_KEY} metadata or write the file again"
+    what = f"{where}: its {HEADER_KEY}"
+    way_out = "remove this metadata or fetch the file again"
     try:
         content = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise CheckpointError(
-            f"{where}: its {HEADER_KEY} is not valid JSON ({error}); {way_out}"
-        ) from error
+        raise CheckpointError(f"{what} is not valid JSON ({error}); {way_out}") from error
     layers = content.get("layers", {}) if isinstance(content, dict) else None
     if not isinstance(layers, dict):
-        raise CheckpointError(
-            f"{where}: its {HEADER_KEY} does not hold an object of layers; {way_out}"
-        )
+        raise CheckpointError(f"{what} does not hold an object of layers; {way_out}")
     if "layers" not in content:
-        notes.append(f"{where}: its {HEADER_KEY} has no layers")
-    elif content.get("format_version", FORMAT_VERSION) != FORMAT_VERSION:
-        notes.append(
-            f"{where}: its {HEADER_KEY} has format_version {content['format_version']!r}; read as {FORMAT_VERSION}"
-        )
+        notes.append(f"{what} has no layers")
+    version = content.get("format_version", FORMAT_VERSION)
+    if version != FORMAT_VERSION:
+        notes.append(f"{what} has format_version {version!r}; read as {FORMAT_VERSION}")
     for name, conf in layers.items():
         if not isinstance(conf, dict):
-            raise CheckpointError(
-                f"{where}: its {HEADER_KEY} of layer {name!r} is not an object; {way_out}"
-            )
+            raise CheckpointError(f"{what} of layer {name!r} is not an object; {way_out}")
     return layers
 
 
@@ -153,7 +155,8 @@ def _tensor_layers(checkpoint: Readable, where: str) -> dict[str, dict[str, Any]
                 layers[key.removesuffix(TENSOR_SUFFIX)] = decode_conf(checkpoint.read(key))
             except CheckpointError as error:
                 raise CheckpointError(
-                    f"{where}: tensor {key!r} cannot be read: {error}; fetch or export the file again"
+                    f"{where}: tensor {key!r} cannot be read: {error}; fetch or export the file "
+                    "again"
                 ) from error
     return layers
 
@@ -162,19 +165,20 @@ def _flat(name: str, conf: dict[str, Any], notes: list[str]) -> dict[str, Any]:
     params = conf.get("params")
     if not isinstance(params, dict):
         return conf
-    notes.append(f"{name}: its settings were nested under 'params'; read as if they were not")
+    notes.append(f"{name}: its settings are nested under 'params'; read as if they were not")
     return {**params, **{key: value for key, value in conf.items() if key != "params"}}
 
 
 def _difference(header: dict[str, Any], tensor: dict[str, Any]) -> str:
     parts = []
-    for key in [*header, *(key for key in tensor if key not in header)]:
+    for key in {**header, **tensor}:
         if key not in tensor:
-            parts.append(f"{key} is only in the header ({header[key]!r})")
+            parts.append(f"{key} is only in the header, {header[key]!r}")
         elif key not in header:
-            parts.append(f"{key} is only in comfy_quant ({tensor[key]!r})")
+            parts.append(f"{key} is only in comfy_quant, {tensor[key]!r}")
         elif header[key] != tensor[key]:
             parts.append(
-                f"{key} is {header[key]!r} in the header, used, and {tensor[key]!r} in comfy_quant"
+                f"{key} is {header[key]!r} in the header, which is used, and {tensor[key]!r} in "
+                "comfy_quant"
             )
     return "; ".join(parts)
