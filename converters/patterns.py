@@ -21,6 +21,8 @@ from functools import lru_cache
 
 _OUTSIDE_BLOCKS = r"^(?:[^\d.\n][^.\n]*\.)*?"
 
+_BLOCKS = ("block", "blocks", "layers")  # what is worth counting
+
 
 @lru_cache(maxsize=4096)
 def compiled(pattern: str) -> re.Pattern[str]:
@@ -54,7 +56,7 @@ def checked(patterns: tuple[str, ...]) -> tuple[str, ...]:
 def counted(pattern: str, blob: str) -> str:
     """The pattern as evidence, with the distinct block indices after it: ``double_blocks × 19``."""
     shown = pattern.strip("^$.")
-    if pattern.endswith(("$", ".")) or pattern[-1].isdigit():
+    if not pattern.endswith(_BLOCKS):
         return shown
     numbered = compiled(pattern).pattern + r"\.(?:block)?(\d+)\."
     count = len(set(re.findall(numbered, blob, re.MULTILINE)))

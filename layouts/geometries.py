@@ -58,7 +58,8 @@ class PowerOfTwoRule(ScaleRule):
 
     def from_absmax(self, absmax: Tensor, grid: Grid, tensor_absmax: Tensor | None) -> Scales:
         needed = (absmax / grid.max).clamp_(min=2.0**-E8M0_BIAS)
-        return self._power(torch.ceil(torch.log2(needed)), absmax == 0)
+        power = self._power(torch.ceil(torch.log2(needed)), absmax == 0)
+        return Scales(torch.where(torch.isfinite(absmax), power.block, absmax))
 
     def snap(self, effective: Tensor, tensor: Tensor | None) -> Scales:
         safe = effective.clamp(min=2.0**-126)

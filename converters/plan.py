@@ -1,0 +1,233 @@
+"""The plan: what happens to each tensor of a model, and the exact file it makes, before any weight is read."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+
+from ..checkpoints import Entry, checkpoint_size, encode_conf, layers_metadata
+from ..checkpoints.quantization import HEADER_KEY
+from ..errors import FormatError
+from ..layouts import Spec, get_format
+from .model import ModelView
+from .presets import Policy, resolve
+from .recipe import METADATA_KEY, Options, Recipe
+from .source import Description
+
+Action = Literal["quantize", "keep", "remove", "copy"]
+_UNTOUCHED = ("everywhere",)
+_TINY = 128 * 128
+_EXTREME_ASPECT = 64
+
+
+@dataclass(frozen=True)
+class TensorPlan:
+    """What happens to one tensor.
+
+    Attributes:
+        name: its name in the source.
+        action: ``quantize``; ``keep`` (a weight left as it is); ``copy`` (not a weight); ``remove``.
+        shape: its logical shape.
+        spec: what it is stored as, where it is quantized.
+        options: what the recipe says of it, where it is quantized.
+        reason: why it is kept or removed, or is not stored just as asked.
+        entries: the output tensors it makes, by name.
+        conf: the JSON of the layer, where the output is quantized.
+        bytes_before: bytes in the source, scales included.
+    """
+
+    name: str
+    action: Action
+    shape: tuple[int, ...]
+    spec: Spec | None = None
+    options: Options | None = None
+    reason: str = ""
+    entries: Mapping[str, Entry] = field(default_factory=dict)
+    conf: Mapping[str, Any] | None = None
+    bytes_before: int = 0
+
+    @property
+    def layer(self) -> str:
+        """The layer's name: the tensor's without ``.weight``."""
+        return self.name.removesuffix(".weight")
+
+    @property
+    def bytes_after(self) -> int:
+        """Bytes in the output, scales included, JSON left out."""
+        return sum(
+            entry_nbytes(e) for n, e in self.entries.items() if not n.endswith(".comfy_quant")
+        )
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What happens to every tensor, the metadata of the output, and what a person should know."""
+
+    tensors: tuple[TensorPlan, ...]
+    metadata: Mapping[str, str]
+    preset: str
+    evidence: str
+    warnings: tuple[str, ...]
+
+    @property
+    def entries(self) -> dict[str, Entry]:
+        """Every output tensor: dtype, shape."""
+        return {name: entry for t in self.tensors for name, entry in t.entries.items()}
+
+    @property
+    def size(self) -> int:
+        """Size of the output file in bytes, exact."""
+        return checkpoint_size(self.entries, self.metadata)
+
+
+def entry_nbytes(entry: Entry) -> int:
+    """Bytes of an output tensor."""
+    if len(entry) == 3:
+        return entry[2]
+    assert isinstance(entry[0], torch.dtype)
+    return Description(entry[0], entry[1]).nbytes
+
+
+def make_plan(
+    model: ModelView, recipe: Recipe, keep: Mapping[str, str] | None = None
+) -> Plan:
+    """Decide about every tensor of ``model``.
+
+    Args:
+        model: the source.
+        recipe: the settings.
+        keep: layers to keep whatever the recipe says, with the reason (non-finite weights).
+    """
+    policy = resolve(recipe.preset, model.names)
+    tensors = tuple(_plan_tensor(model, name, recipe, policy, keep or {}) for name in model.names)
+    warnings = [*policy.warnings, *model.notes]
+    quantized = sum(t.action == "quantize" for t in tensors)
+    if not quantized:
+        warnings.append("nothing was quantized: no layer suits the recipe; see the reasons")
+    confs = {t.layer: dict(t.conf) for t in tensors if t.conf is not None}
+    metadata = {k: v for k, v in model.source.metadata.items() if k != HEADER_KEY}
+    if confs and recipe.header:
+        metadata[HEADER_KEY] = layers_metadata(confs)
+    metadata[METADATA_KEY] = recipe.to_json()
+    preset = "+".join(policy.presets) or ("none" if recipe.preset is None else "unknown model")
+    return Plan(tensors, metadata, preset, policy.detection.evidence, tuple(warnings))
+
+
+def _plan_tensor(
+    model: ModelView, name: str, recipe: Recipe, policy: Policy, keep: Mapping[str, str]
+) -> TensorPlan:
+    shape = model.shape(name)
+    layer = name.removesuffix(".weight")
+    before = model.nbytes(name)
+    decision = policy.decide(layer, shape)
+    if decision.action == "remove":
+        return TensorPlan(name, "remove", shape, reason=decision.reason, bytes_before=before)
+    if not name.endswith(".weight") or not model.is_weight(name):
+        entries = {name: model.described(name).entry}
+        return TensorPlan(name, "copy", shape, entries=entries, bytes_before=before)
+    if layer in keep:
+        return _kept(model, name, keep[layer])
+    options, reason = _options(layer, shape, recipe, policy)
+    if options is None:
+        return _kept(model, name, reason)
+    assert options.format is not None
+    fmt = get_format(options.format)
+    asked = fmt.bind(
+        scaling=options.scaling,
+        group_size=options.group_size,
+        convrot=options.convrot,
+        features=shape[-1] if shape else 0,
+        full_precision_matrix_mult=bool(options.full_precision_matrix_mult),
+    )
+    spec, note = fmt.fit(asked, shape)
+    if spec is None:
+        return _kept(model, name, note)
+    if options.convrot == "auto" and spec.convrot is None:
+        note = "; ".join(filter(None, (note, f"no ConvRot group divides {shape[1]}: unrotated")))
+    matrix = (shape[0], shape[1])
+    conf = fmt.conf(spec, matrix)
+    entries = {f"{layer}.{s}": entry for s, entry in fmt.storage(spec, matrix).items()}
+    entries[f"{layer}.comfy_quant"] = (torch.uint8, (len(encode_conf(conf)),))
+    return TensorPlan(
+        name, "quantize", shape, spec, options, note or reason, entries, conf, before
+    )
+
+
+def _options(
+    layer: str, shape: tuple[int, ...], recipe: Recipe, policy: Policy
+) -> tuple[Options | None, str]:
+    """What the recipe says of a layer (None: keep it), and why."""
+    for number, rule in enumerate(recipe.rules, 1):
+        if rule.matches(layer):
+            why = f"rule {number}: {rule.match}"
+            return (None, why) if rule.skip else (rule.over(recipe), "" if len(shape) == 2 else why)
+    decision = policy.decide(layer, shape)
+    reason = decision.reason if decision.action == "keep" else ""
+    excluded = next((p for p in recipe.exclude if re.search(p, layer)), None)
+    if excluded is not None:
+        reason = reason or f"exclude: {excluded}"
+    if reason:
+        structural = len(shape) != 2 or any(f"({preset})" in reason for preset in _UNTOUCHED)
+        if recipe.fallback is not None and not structural:
+            return recipe.fallback.over(recipe), f"fallback; {reason}"
+        return None, reason
+    if recipe.heuristics:
+        reason = _gains_little(shape)
+    return (None, reason) if reason else (recipe, "")
+
+
+def _gains_little(shape: tuple[int, ...]) -> str:
+    """Why a matrix of this shape is not worth quantizing, or ''."""
+    if len(shape) != 2:
+        return ""
+    if shape[0] * shape[1] < _TINY:
+        return f"heuristics: only {shape[0] * shape[1]} weights"
+    if max(shape) > _EXTREME_ASPECT * min(shape):
+        return f"heuristics: extreme aspect ratio {shape[0]}×{shape[1]}"  # noqa: RUF001
+    return ""
+
+
+def _kept(model: ModelView, name: str, reason: str) -> TensorPlan:
+    """A weight that stays as the source has it; one that is quantized there keeps its codes."""
+    shape, before = model.shape(name), model.nbytes(name)
+    stored = model.stored_layer(name)
+    if stored is None:
+        entries = {name: model.described(name).entry}
+        return TensorPlan(name, "keep", shape, None, None, reason, entries, None, before)
+    layer = name.removesuffix(".weight")
+    described = {s: model.described(n) for s, n in stored.parts.items()}
+    meta = {
+        s: torch.empty(d.shape, dtype=d.dtype, device="meta") for s, d in described.items()
+    }
+    try:
+        parts = stored.format.normalise(meta, stored.conf)
+    except (RuntimeError, KeyError) as error:
+        raise FormatError(f"layer {layer!r}: its tensors do not fit {stored.format.id}: {error}") from error
+    entries = {f"{layer}.{s}": (t.dtype, tuple(t.shape)) for s, t in parts.items()}
+    entries[f"{layer}.comfy_quant"] = (torch.uint8, (len(encode_conf(stored.conf)),))
+    reason = f"{reason}; already {stored.format.id}"
+    return TensorPlan(name, "keep", shape, None, None, reason, entries, stored.conf, before)
+
+
+def plan_json(plan: Plan) -> str:
+    """The plan for machines."""
+    rows = [
+        {
+            "name": t.name,
+            "action": t.action,
+            "shape": list(t.shape),
+            "format": t.spec.format if t.spec else (t.conf or {}).get("format"),
+            "stored_as": t.spec.describe() if t.spec else None,
+            "reason": t.reason,
+            "bytes_before": t.bytes_before,
+            "bytes_after": t.bytes_after,
+        }
+        for t in plan.tensors
+    ]
+    top = {"preset": plan.preset, "evidence": plan.evidence, "warnings": plan.warnings}
+    return json.dumps({**top, "size": plan.size, "tensors": rows}, ensure_ascii=False)

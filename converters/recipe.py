@@ -1,0 +1,177 @@
+"""The recipe: every setting of a conversion in one validated, immutable, serialisable object.
+
+The node, the command line's flags, a JSON file and the metadata written into the output are the same
+recipe, so any file tells how it was made and can be made again.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from ..errors import FormatError, RecipeError
+from ..layouts import get_format
+
+METADATA_KEY = "roundsmith_recipe"
+_MAX_PATTERN = 1000
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+
+    def __init__(self, **data: Any) -> None:
+        try:
+            super().__init__(**data)
+        except ValidationError as error:
+            raise RecipeError(_explain(type(self).__name__, error)) from error
+
+
+class Options(_Strict):
+    """How one layer is quantized. None takes the format's own default, or the recipe's in a rule."""
+
+    format: str | None = Field(None, description="storage format, by its id")
+    scaling: Literal["tensor", "row"] | None = Field(
+        None, description="one scale a tensor or a row, where the format has both"
+    )
+    group_size: int | None = Field(None, description="block size, where the format has one")
+    convrot: int | Literal["auto"] | None = Field(
+        None, description="ConvRot group size, or auto: the largest of 256, 1024 that divides"
+    )
+    rounding: Literal["auto", "nearest"] | None = Field(None, description="how codes are chosen")
+    scale_search: bool | None = Field(
+        None, description="search each scale for the least squared error of its weights"
+    )
+    full_precision_matrix_mult: bool | None = Field(
+        None, description="decode and multiply in the compute dtype at run time"
+    )
+
+    @model_validator(mode="after")
+    def _check_format(self) -> Options:
+        if self.format is not None:
+            fmt = get_format(self.format)
+            fmt.bind(scaling=self.scaling, group_size=self.group_size, convrot=self.convrot)
+            object.__setattr__(self, "format", fmt.id)
+        return self
+
+    def over(self, base: Options) -> Options:
+        """These options, with what is not set taken from ``base``.
+
+        Options that belong to a format (scaling, group size, ConvRot) are inherited only where both
+        name the same format.
+        """
+        merged = {name: getattr(self, name) for name in Options.model_fields}
+        same = self.format is None or self.format == base.format
+        for name in Options.model_fields:
+            tied = name in ("scaling", "group_size", "convrot")
+            if merged[name] is None and (same or not tied):
+                merged[name] = getattr(base, name)
+        return Options(**merged)
+
+
+class Rule(Options):
+    """Options for the layers whose name a pattern matches."""
+
+    match: str = Field(description="regular expression, searched in the layer's name")
+    skip: bool = Field(False, description="keep these layers in high precision")
+
+    @field_validator("match")
+    @classmethod
+    def _check_match(cls, pattern: str) -> str:
+        return check_pattern(pattern)
+
+    def matches(self, layer: str) -> bool:
+        """Whether the rule speaks of ``layer``."""
+        return re.search(self.match, layer) is not None
+
+
+class Recipe(Options):
+    """A conversion. Precedence of what decides about a layer: ``rules`` in order, then ``exclude`` and
+    the preset (then ``fallback``), then the recipe itself."""
+
+    format: str = Field("float8_e4m3fn", description="storage format, by its id")
+    rounding: Literal["auto", "nearest"] = Field("auto", description="how codes are chosen")
+    scale_search: bool = Field(False, description=Options.model_fields["scale_search"].description)
+    full_precision_matrix_mult: bool = Field(
+        False, description=Options.model_fields["full_precision_matrix_mult"].description
+    )
+    preset: str | tuple[str, ...] | None = Field(
+        "auto", description="which layers stay in high precision: auto, preset names, or none"
+    )
+    rules: tuple[Rule, ...] = Field((), description="options by layer; the first match wins")
+    exclude: tuple[str, ...] = Field((), description="patterns of layers kept in high precision")
+    fallback: Options | None = Field(
+        None, description="options for layers that exclude or the preset would keep"
+    )
+    heuristics: bool = Field(
+        False, description="keep layers that gain little: tiny ones and extreme aspect ratios"
+    )
+    header: bool = Field(True, description="write the layers' JSON into the file header too")
+    seed: int = Field(0, ge=0, description="seed of everything random")
+    device: str = Field("auto", description="where rounding runs: auto, cpu, cuda, cuda:1, ...")
+
+    @field_validator("exclude")
+    @classmethod
+    def _check_exclude(cls, patterns: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(check_pattern(pattern) for pattern in patterns)
+
+    @field_validator("fallback")
+    @classmethod
+    def _check_fallback(cls, fallback: Options | None) -> Options | None:
+        if fallback is not None and fallback.format is None:
+            raise ValueError("fallback names no format")
+        return fallback
+
+    def to_json(self) -> str:
+        """The settings that differ from the defaults, as JSON; :meth:`from_json` reads it."""
+        return self.model_dump_json(exclude_defaults=True, exclude_none=True)
+
+    @classmethod
+    def from_json(cls, text: str, where: str = "recipe") -> Recipe:
+        """Read a recipe from JSON text. Raises :class:`RecipeError` naming ``where``."""
+        try:
+            data = json.loads(text)
+        except ValueError as error:
+            raise RecipeError(f"{where}: not valid JSON ({error})") from error
+        if not isinstance(data, dict):
+            raise RecipeError(f"{where}: a recipe is a JSON object, not a {type(data).__name__}")
+        try:
+            return cls(**data)
+        except RecipeError as error:
+            raise RecipeError(f"{where}: {error}") from error
+
+    @classmethod
+    def load(cls, path: str | Path) -> Recipe:
+        """Read a recipe from a JSON file."""
+        try:
+            text = Path(path).read_text(encoding="utf-8")
+        except OSError as error:
+            raise RecipeError(f"cannot read {path}: {error.strerror or error}") from error
+        return cls.from_json(text, str(path))
+
+
+def check_pattern(pattern: str) -> str:
+    """Return ``pattern`` if it compiles and is of sane length. Raises ValueError naming it."""
+    if len(pattern) > _MAX_PATTERN:
+        raise ValueError(f"pattern of {len(pattern)} characters; at most {_MAX_PATTERN}")
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        raise ValueError(f"bad regular expression {pattern!r}: {error}") from error
+    return pattern
+
+
+def _explain(what: str, error: ValidationError) -> str:
+    lines = []
+    for item in error.errors():
+        where = ".".join(str(part) for part in item["loc"])
+        cause = (item.get("ctx") or {}).get("error")
+        message = str(cause) if isinstance(cause, (ValueError, FormatError)) else item["msg"]
+        if item["type"] == "extra_forbidden":
+            message = "no such setting"
+        shown = f" (got {item['input']!r})" if where and cause is None else ""
+        lines.append(f"{what}{'.' if where else ''}{where}: {message}{shown}")
+    return "; ".join(lines)

@@ -1,0 +1,154 @@
+"""Which layers of a source are quantized already, and how: ``comfy_quant``, legacy files, bare scales.
+
+- ``comfy_quant``: the layer's JSON names the format.
+- legacy ``fp8_scaled``: a marker tensor ``scaled_fp8`` (2 elements: full-precision products), and
+  ``L.scale_weight`` / ``L.scale_input``. A layer is FP8 only if its weight's dtype is; other layers may
+  carry dummy scales, which are dropped.
+- 8-bit weights with a ``weight_scale`` and no JSON: the shapes decide.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from ..checkpoints import read_layers
+from ..errors import FormatError
+from ..layouts import Format, identify
+from .source import Source
+
+_LEGACY = {"scale_weight": "weight_scale", "scale_input": "input_scale"}
+_MARKER = "scaled_fp8"
+_NAMES: Mapping[torch.dtype | None, tuple[str, ...]] = {
+    torch.float8_e4m3fn: ("float8_e4m3fn",),
+    torch.float8_e5m2: ("float8_e5m2",),
+    torch.int8: ("int8_tensorwise", "int8_blockwise"),
+}
+_NOT_PARTS = ("bias", "comfy_quant")
+
+
+@dataclass(frozen=True)
+class StoredLayer:
+    """A quantized layer of a source.
+
+    Attributes:
+        conf: its JSON, flat.
+        format: what the JSON and the shapes say it is.
+        parts: names in the source by suffix (``weight``, ``weight_scale``, ...).
+    """
+
+    conf: dict[str, Any]
+    format: Format
+    parts: dict[str, str]
+
+
+@dataclass
+class StoredLayers:
+    """The quantized layers of a source by name; names that belong to the bookkeeping; notes."""
+
+    layers: dict[str, StoredLayer] = field(default_factory=dict)
+    bookkeeping: set[str] = field(default_factory=set)
+    notes: list[str] = field(default_factory=list)
+
+
+def stored_layers(source: Source) -> StoredLayers:
+    """Find the quantized layers of ``source``. Raises :class:`FormatError` naming a layer it cannot read."""
+    described = read_layers(source)
+    found = StoredLayers(notes=list(described.notes))
+    found.bookkeeping.update(n for n in source.tensors if n.endswith(".comfy_quant"))
+    parts = _parts_by_layer(source)
+    for layer, conf in described.layers.items():
+        _add(found, source, layer, conf, parts[layer])
+    _find_legacy(found, source, parts)
+    return found
+
+
+def _parts_by_layer(source: Source) -> dict[str, dict[str, str]]:
+    parts: dict[str, dict[str, str]] = {}
+    for name in source.tensors:
+        layer, _, suffix = name.rpartition(".")
+        if suffix not in _NOT_PARTS:
+            parts.setdefault(layer, {})[suffix] = name
+    return parts
+
+
+def _add(
+    found: StoredLayers, source: Source, layer: str, conf: dict[str, Any], parts: dict[str, str]
+) -> None:
+    shapes = {suffix: tuple(source.tensors[name].shape) for suffix, name in parts.items()}
+    fmt = identify(conf, shapes, layer)
+    if fmt.id != conf["format"]:
+        found.notes.append(f"{layer}: labelled {conf['format']}, its tensors are {fmt.id}")
+        conf = {**conf, "format": fmt.id}
+    found.layers[layer] = StoredLayer(conf, fmt, parts)
+    found.bookkeeping.update(name for suffix, name in parts.items() if suffix != "weight")
+
+
+def _find_legacy(
+    found: StoredLayers, source: Source, parts: Mapping[str, dict[str, str]]
+) -> None:
+    markers = {
+        name.removesuffix(_MARKER): _elements(source, name)
+        for name in source.tensors
+        if name == _MARKER or name.endswith("." + _MARKER)
+    }
+    found.bookkeeping.update(prefix + _MARKER for prefix in markers)
+    dummies = []
+    for layer, suffixes in parts.items():
+        renamed = {_LEGACY.get(suffix, suffix): name for suffix, name in suffixes.items()}
+        if layer in found.layers or "weight_scale" not in renamed or "weight" not in renamed:
+            continue
+        names = _NAMES.get(source.tensors[renamed["weight"]].dtype, ())
+        if not names:
+            dummies.append(layer)
+            found.bookkeeping.update(suffixes[s] for s in _LEGACY if s in suffixes)
+            continue
+        full = any(n == 2 for prefix, n in markers.items() if layer.startswith(prefix))
+        _add_guessed(found, source, layer, names, renamed, full)
+    if dummies:
+        found.notes.append(
+            f"{len(dummies)} high-precision layers carry scales that nothing uses (for example "
+            f"{dummies[0]}); dropped"
+        )
+
+
+def _add_guessed(
+    found: StoredLayers,
+    source: Source,
+    layer: str,
+    names: Iterable[str],
+    parts: dict[str, str],
+    full_precision: bool,
+) -> None:
+    error: FormatError | None = None
+    for name in names:
+        conf: dict[str, Any] = {"format": name}
+        if full_precision:
+            conf["full_precision_matrix_mult"] = True
+        shapes = {suffix: tuple(source.tensors[n].shape) for suffix, n in parts.items()}
+        try:
+            conf["format"] = identify(conf, shapes, layer).id
+        except FormatError as caught:
+            error = caught
+            continue
+        _add(found, source, layer, conf, parts)
+        return
+    raise FormatError(f"{error}") from error
+
+
+def _elements(source: Source, name: str) -> int:
+    return torch.Size(source.tensors[name].shape).numel()
+
+
+def parts_of(source: Source, stored: StoredLayer) -> dict[str, torch.Tensor]:
+    """Read a stored layer's tensors, repaired where the file deviates."""
+    parts = {suffix: source.read(name) for suffix, name in stored.parts.items()}
+    return stored.format.normalise(parts, stored.conf)
+
+
+def iter_plain(source: Source, stored: StoredLayers) -> Iterator[str]:
+    """Names of the tensors a reader sees: everything but the bookkeeping of quantized layers."""
+    return (name for name in source.tensors if name not in stored.bookkeeping)
