@@ -9,23 +9,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
 from ..checkpoints import read_layers
-from ..errors import FormatError
 from ..layouts import Format, identify
 from .source import Source
 
 _LEGACY = {"scale_weight": "weight_scale", "scale_input": "input_scale"}
 _MARKER = "scaled_fp8"
-_NAMES: Mapping[torch.dtype | None, tuple[str, ...]] = {
-    torch.float8_e4m3fn: ("float8_e4m3fn",),
-    torch.float8_e5m2: ("float8_e5m2",),
-    torch.int8: ("int8_tensorwise", "int8_blockwise"),
+_NAMES: Mapping[torch.dtype | None, str] = {
+    torch.float8_e4m3fn: "float8_e4m3fn",
+    torch.float8_e5m2: "float8_e5m2",
+    torch.int8: "int8_tensorwise",
 }
 _NOT_PARTS = ("bias", "comfy_quant")
 
@@ -79,9 +78,10 @@ def _add(
     found: StoredLayers, source: Source, layer: str, conf: dict[str, Any], parts: dict[str, str]
 ) -> None:
     shapes = {suffix: tuple(source.tensors[name].shape) for suffix, name in parts.items()}
-    fmt = identify(conf, shapes, layer)
+    fmt = identify(conf, shapes, source.tensors[parts["weight"]].dtype, layer)
     if fmt.id != conf["format"]:
-        found.notes.append(f"{layer}: labelled {conf['format']}, its tensors are {fmt.id}")
+        if conf["format"] not in fmt.aliases:
+            found.notes.append(f"{layer}: labelled {conf['format']}, its tensors are {fmt.id}")
         conf = {**conf, "format": fmt.id}
     found.layers[layer] = StoredLayer(conf, fmt, parts)
     found.bookkeeping.update(name for suffix, name in parts.items() if suffix != "weight")
@@ -101,13 +101,13 @@ def _find_legacy(
         renamed = {_LEGACY.get(suffix, suffix): name for suffix, name in suffixes.items()}
         if layer in found.layers or "weight_scale" not in renamed or "weight" not in renamed:
             continue
-        names = _NAMES.get(source.tensors[renamed["weight"]].dtype, ())
-        if not names:
+        name = _NAMES.get(source.tensors[renamed["weight"]].dtype)
+        if name is None:
             dummies.append(layer)
             found.bookkeeping.update(suffixes[s] for s in _LEGACY if s in suffixes)
             continue
         full = any(n == 2 for prefix, n in markers.items() if layer.startswith(prefix))
-        _add_guessed(found, source, layer, names, renamed, full)
+        _add_guessed(found, source, layer, name, renamed, full)
     if dummies:
         found.notes.append(
             f"{len(dummies)} high-precision layers carry scales that nothing uses (for example "
@@ -119,24 +119,14 @@ def _add_guessed(
     found: StoredLayers,
     source: Source,
     layer: str,
-    names: Iterable[str],
+    name: str,
     parts: dict[str, str],
     full_precision: bool,
 ) -> None:
-    error: FormatError | None = None
-    for name in names:
-        conf: dict[str, Any] = {"format": name}
-        if full_precision:
-            conf["full_precision_matrix_mult"] = True
-        shapes = {suffix: tuple(source.tensors[n].shape) for suffix, n in parts.items()}
-        try:
-            conf["format"] = identify(conf, shapes, layer).id
-        except FormatError as caught:
-            error = caught
-            continue
-        _add(found, source, layer, conf, parts)
-        return
-    raise FormatError(f"{error}") from error
+    conf: dict[str, Any] = {"format": name}
+    if full_precision:
+        conf["full_precision_matrix_mult"] = True
+    _add(found, source, layer, conf, parts)
 
 
 def _elements(source: Source, name: str) -> int:

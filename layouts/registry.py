@@ -8,6 +8,8 @@ from importlib import import_module
 from pkgutil import iter_modules
 from typing import Any
 
+import torch
+
 from ..errors import FormatError
 from . import formats as _package
 from .format import Format
@@ -35,30 +37,41 @@ def get_format(name: str) -> Format:
     raise FormatError(f"unknown format {name!r}; known: {', '.join(known)}")
 
 
-def identify(conf: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], layer: str) -> Format:
-    """The format of stored tensors: the JSON names it, and where that is ambiguous shapes decide.
+def identify(
+    conf: Mapping[str, Any],
+    shapes: Mapping[str, tuple[int, ...]],
+    dtype: torch.dtype | None,
+    layer: str,
+) -> Format:
+    """The format of stored tensors.
+
+    The JSON names it; where the tensors do not fit that name, shapes decide among the formats that keep
+    one code of this dtype a weight: converters label row scales "blockwise", or block scales by the
+    plain format's name.
 
     Args:
         conf: the layer's JSON.
-        shapes: shapes of the layer's tensors by suffix.
+        shapes: shapes of the layer's tensors by suffix, ``weight`` among them.
+        dtype: dtype of its ``weight``.
         layer: its name, for errors.
     """
     name = conf.get("format")
     if not isinstance(name, str) or not name:
         raise FormatError(f"layer {layer!r}: its comfy_quant JSON names no format: {dict(conf)}")
     known = formats()
-    exact = [known[name]] if name in known else []
-    named = exact + [f for f in known.values() if name in f.aliases and f not in exact]
-    if not named:
+    if name not in known and not any(name in fmt.aliases for fmt in known.values()):
         raise FormatError(
             f"layer {layer!r} has the unknown format {name!r}; known: {', '.join(known)}. "
             "A newer Roundsmith may read it."
         )
-    for fmt in named:
-        if fmt.matches(conf, shapes):
+    ranked = sorted(known.values(), key=lambda fmt: (fmt.id != name, name not in fmt.aliases))
+    for fmt in ranked:
+        named = fmt.id == name or name in fmt.aliases
+        plain = fmt.grid.dtype == dtype and fmt.padding == (1, 1)
+        if (plain or (named and fmt.grid.dtype == dtype)) and fmt.matches(conf, shapes):
             return fmt
     listing = ", ".join(f"{k} {list(v)}" for k, v in shapes.items())
     raise FormatError(
-        f"layer {layer!r} says format {name!r}, but its tensors do not fit it: {listing}. "
-        "The file is damaged or was written by a tool with another convention."
+        f"layer {layer!r} says format {name!r}, but its tensors do not fit it: weight is {dtype}, "
+        f"shapes {listing}. The file is damaged or was written by a tool with another convention."
     )

@@ -49,4 +49,6 @@ class Int8Lodewise(Format):
         weight, scale = shapes["weight"], shapes.get(FLOAT32_SCALE, ())
         if len(weight) != 2 or len(scale) != 2 or 0 in scale:
             return False
+        if scale[1] == 1 and conf.get("format") != self.id:
+            return False  # one scale a row, which stock ComfyUI reads as int8_tensorwise
         return scale[0] == weight[0] and weight[1] % scale[1] == 0

@@ -17,10 +17,12 @@ from typing import Any
 
 from torch import Tensor
 
+from ...errors import FormatError
 from ..format import FLOAT32_SCALE, Format, Parts
 from ..geometries import PER_ROW, PER_TENSOR, Geometry
 from ..grids import INT8
 from ..spec import Spec
+from ..transforms import GROUP_SIZES
 
 _DEFAULT_GROUP = 256
 
@@ -59,6 +61,12 @@ class Int8Tensorwise(Format):
 
     def normalise(self, parts: Parts, conf: Mapping[str, Any]) -> dict[str, Tensor]:
         """``[M]`` becomes ``[M, 1]`` (core would broadcast it along the columns), ``[1]`` → ``[]``."""
+        group = self.convrot_of(conf)
+        if group is not None and group not in GROUP_SIZES:
+            raise FormatError(
+                f"{self.id}: ConvRot group size {group} is not one of {GROUP_SIZES}; no runtime "
+                "rotates activations by it. Convert the original model again."
+            )
         scale = parts[FLOAT32_SCALE].float()
         rows = parts["weight"].shape[0]
         if scale.ndim == 1 and scale.numel() == rows and rows > 1:
