@@ -19,7 +19,7 @@ def find_in_folder(folder: Path) -> Path:
         raise CheckpointError(f"cannot read {folder}: {error.strerror or error}") from error
     files = [path for path in files if not path.name.startswith(".")]
     indexes = [path for path in files if path.name.endswith(_INDEX_SUFFIX)]
-    found = indexes or [path for path in files if path.suffix == ".safetensors"]
+    found = indexes or [path for path in files if path.suffix.lower() == ".safetensors"]
     if len(found) == 1:
         return found[0]
     if not found:

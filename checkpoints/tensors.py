@@ -42,7 +42,7 @@ _SUB_BYTE_BITS = {"F4": 4, "F6_E2M3": 6, "F6_E3M2": 6}  # known to the format, o
 Entry: TypeAlias = (
     tuple[torch.dtype | str, tuple[int, ...]] | tuple[torch.dtype | str, tuple[int, ...], int]
 )
-"""A tensor to be written: dtype (or safetensors' name of it), shape, bytes if the dtype is unknown."""
+"""A tensor to write: dtype (torch's, or safetensors' name), shape, bytes of an unknown dtype."""
 
 
 @dataclass(frozen=True)
