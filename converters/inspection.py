@@ -52,7 +52,7 @@ class Inspection:
 
     def table(self) -> str:
         """As text: layers, then the totals."""
-        rows = [(x.name, "×".join(map(str, x.shape)), x.stored_as, human_bytes(x.bytes))  # noqa: RUF001
+        rows = [(x.name, "×".join(map(str, x.shape)), x.stored_as, human_bytes(x.bytes))
                 for x in self.layers]  # fmt: skip
         widths = [max((len(row[i]) for row in rows), default=0) for i in range(4)]
         lines = ["  ".join(c.ljust(w) for c, w in zip(r, widths, strict=True)).rstrip() for r in rows]

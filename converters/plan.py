@@ -188,7 +188,7 @@ def _gains_little(shape: tuple[int, ...]) -> str:
     if shape[0] * shape[1] < _TINY:
         return f"heuristics: only {shape[0] * shape[1]} weights"
     if max(shape) > _EXTREME_ASPECT * min(shape):
-        return f"heuristics: extreme aspect ratio {shape[0]}×{shape[1]}"  # noqa: RUF001
+        return f"heuristics: extreme aspect ratio {shape[0]}×{shape[1]}"
     return ""
 
 

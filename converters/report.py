@@ -84,7 +84,7 @@ class Report:
     def summary(self) -> str:
         """One line for a person."""
         formats = Counter(x.stored_as for x in self.layers if x.action == "quantize")
-        kinds = ", ".join(f"{count} × {kind}" for kind, count in formats.most_common())  # noqa: RUF001
+        kinds = ", ".join(f"{count} × {kind}" for kind, count in formats.most_common())
         kept = sum(x.action == "keep" for x in self.layers)
         saved = f"{human_bytes(self.bytes_before)} → {human_bytes(self.bytes_after)}"
         snr = "" if self.mean_snr is None else f", weight SNR {self.mean_snr:.1f} dB"
@@ -96,7 +96,7 @@ class Report:
         for x in self.layers:
             snr = "" if x.weight_snr is None else f"{x.weight_snr:.1f}"
             stored = x.stored_as or ("removed" if x.action == "remove" else "as it was")
-            shape = "×".join(map(str, x.shape))  # noqa: RUF001
+            shape = "×".join(map(str, x.shape))
             rows.append((x.name, shape, stored, human_bytes(x.bytes_after), snr, x.reason))
         widths = [max(len(row[i]) for row in rows) for i in range(5)]
         lines = [

@@ -6,10 +6,9 @@ A format's file declares its grid, geometry and packing; everything here follows
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
-from comfy_kitchen.tensor.base import LAYOUTS, QuantizedTensor
 from torch import Tensor
 
 from ..errors import FormatError
@@ -18,6 +17,9 @@ from .geometries import Geometry, Scales
 from .grids import Grid
 from .spec import Encoded, Fit, Spec
 from .transforms import GROUP_SIZES, largest_group, rotate
+
+if TYPE_CHECKING:  # comfy-kitchen brings torch's compiler along, seconds that a conversion can save
+    from comfy_kitchen.tensor import QuantizedTensor
 
 Parts = Mapping[str, Tensor]
 Storage = dict[str, tuple[torch.dtype, tuple[int, ...]]]
@@ -38,7 +40,8 @@ class Format:
         group_sizes: legal block sizes, the default first; empty where it has none.
         rotates: takes ConvRot.
         padding: rows and columns the stored matrix is padded to.
-        layout_names: QuantizedTensor layouts that run it, preferred first.
+        layout_names: layouts of comfy-kitchen or ComfyUI that run it, preferred first.
+        own_layout: the name of our layout that runs it, where those have none.
     """
 
     id: ClassVar[str]
@@ -52,6 +55,7 @@ class Format:
     rotates: ClassVar[bool] = False
     padding: ClassVar[tuple[int, int]] = (1, 1)
     layout_names: ClassVar[tuple[str, ...]] = ()
+    own_layout: ClassVar[str | None] = None
 
     # ---- grid × geometry: what rounding sees -------------------------------------------------
 
@@ -232,6 +236,12 @@ class Format:
     @property
     def layout(self) -> str:
         """The registered QuantizedTensor layout that runs this format."""
+        from comfy_kitchen.tensor.base import LAYOUTS
+
+        if self.own_layout is not None:
+            from .scaled_tensor import register_scaled_layout
+
+            return register_scaled_layout(self.own_layout, self.grid)
         for name in self.layout_names:
             if name in LAYOUTS:
                 return name
@@ -248,8 +258,10 @@ class Format:
         dtype: torch.dtype = torch.bfloat16,
     ) -> QuantizedTensor:
         """Wrap stored tensors as a tensor of ``shape`` and ``dtype`` that runs at once."""
+        from comfy_kitchen.tensor import QuantizedTensor, get_layout_class
+
         parts = self.normalise(parts, conf)
-        params = LAYOUTS[self.layout].Params(
+        params = get_layout_class(self.layout).Params(
             **self.layout_params(parts, conf),
             orig_dtype=dtype,
             orig_shape=tuple(shape or self.orig_shape(parts, conf)),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-from comfy_kitchen.float_utils import from_blocked, to_blocked
 from torch import Tensor
 
 from .geometries import E8M0_BIAS
@@ -28,6 +27,8 @@ def block_scales(scales: Tensor) -> Tensor:
     """Arrange a scale grid ``[Mb, Nb]`` in cuBLAS's tiled layout, padded with zeros."""
     if scales.numel() == 0:
         return scales.new_zeros(blocked_shape(*scales.shape))
+    from comfy_kitchen.float_utils import to_blocked
+
     return to_blocked(scales, flatten=False)
 
 
@@ -35,6 +36,8 @@ def unblock_scales(stored: Tensor, rows: int, cols: int) -> Tensor:
     """Inverse of :func:`block_scales` for a grid of ``rows × cols``."""
     if rows == 0 or cols == 0:
         return stored.new_zeros(rows, cols)
+    from comfy_kitchen.float_utils import from_blocked
+
     return from_blocked(stored, num_rows=rows, num_cols=cols)
 
 

@@ -1,7 +1,7 @@
 """QuantizedTensor layouts for formats that comfy-kitchen has no layout for.
 
 One class serves every format whose codes are one element a weight and whose scales are float32 over
-rectangular blocks; a format's file subclasses it with its grid, so that each has a name of its own.
+rectangular blocks; :func:`register_scaled_layout` names a subclass for a format's grid.
 Storage: ``_qdata [M, N]`` codes, ``scale [Mb, Nb]`` (or ``[M]``, ``[M, Nb, 1]``, as in the file).
 
 Forward: ``linear(x, W)`` quantizes ``x`` to the same grid, one scale a row and column group, and
@@ -18,17 +18,19 @@ from typing import Any, ClassVar
 
 import torch
 from comfy_kitchen.tensor.base import (
+    LAYOUTS,
     BaseLayoutParams,
     QuantizedLayout,
     QuantizedTensor,
     dequantize_args,
+    register_layout_class,
     register_layout_op,
 )
 from torch import Tensor
 
 from ..kernels import dequantize, hardware_product, scaled_linear
 from .codec import encode
-from .geometries import FLOAT_SCALES, Geometry, Scales
+from .geometries import Geometry, Scales
 from .grids import Grid
 
 aten = torch.ops.aten
@@ -125,6 +127,13 @@ class ScaledLayout(QuantizedLayout):
             "block": (rows // grid.shape[0], cols // grid.shape[1]),
             "scale_ndim": params.scale.ndim,
         }
+
+
+def register_scaled_layout(name: str, grid: Grid) -> str:
+    """Register a :class:`ScaledLayout` of ``grid`` under ``name``, once; returns the name."""
+    if name not in LAYOUTS:
+        register_layout_class(name, type(name, (ScaledLayout,), {"GRID": grid}))
+    return name
 
 
 def _is_ours(value: object) -> bool:

@@ -14,22 +14,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from comfy_kitchen.tensor.base import register_layout_class
-
 from ..format import FLOAT32_SCALE, Format
 from ..geometries import Geometry
 from ..grids import E4M3
-from ..scaled_tensor import ScaledLayout
 from ..spec import Spec
-
-
-class Float8Block3DLayout(ScaledLayout):
-    """Runs ``float8_e4m3fn_block3d``."""
-
-    GRID = E4M3
-
-
-register_layout_class("RoundsmithFloat8Block3DLayout", Float8Block3DLayout)
 
 
 class Float8Block3D(Format):
@@ -41,7 +29,7 @@ class Float8Block3D(Format):
     grid = E4M3
     hardware = "NVIDIA Ada (RTX 40) and newer"
     group_sizes = (64, 128)
-    layout_names = ("RoundsmithFloat8Block3DLayout",)
+    own_layout = "RoundsmithFloat8Block3DLayout"
 
     def geometry(self, spec: Spec) -> Geometry:
         return Geometry(1, spec.group_size)

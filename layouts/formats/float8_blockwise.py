@@ -13,22 +13,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from comfy_kitchen.tensor.base import register_layout_class
-
 from ..format import FLOAT32_SCALE, Format
 from ..geometries import Geometry
 from ..grids import E4M3
-from ..scaled_tensor import ScaledLayout
 from ..spec import Spec
-
-
-class Float8BlockwiseLayout(ScaledLayout):
-    """Runs ``float8_e4m3fn_blockwise``."""
-
-    GRID = E4M3
-
-
-register_layout_class("RoundsmithFloat8BlockwiseLayout", Float8BlockwiseLayout)
 
 
 class Float8Blockwise(Format):
@@ -40,7 +28,7 @@ class Float8Blockwise(Format):
     grid = E4M3
     hardware = "NVIDIA Ada (RTX 40) and newer"
     group_sizes = (64, 128)
-    layout_names = ("RoundsmithFloat8BlockwiseLayout",)
+    own_layout = "RoundsmithFloat8BlockwiseLayout"
 
     def geometry(self, spec: Spec) -> Geometry:
         return Geometry(spec.group_size, spec.group_size)

@@ -13,23 +13,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from comfy_kitchen.tensor.base import register_layout_class
 from torch import Tensor
 
 from ..format import FLOAT32_SCALE, Format, Parts
 from ..geometries import PER_ROW, Geometry
 from ..grids import E4M3
-from ..scaled_tensor import ScaledLayout
 from ..spec import Spec
-
-
-class Float8RowwiseLayout(ScaledLayout):
-    """Runs ``float8_e4m3fn_rowwise``."""
-
-    GRID = E4M3
-
-
-register_layout_class("RoundsmithFloat8RowwiseLayout", Float8RowwiseLayout)
 
 
 class Float8Rowwise(Format):
@@ -40,7 +29,7 @@ class Float8Rowwise(Format):
     aliases = ("fp8_rowwise", "float8_e4m3fn")
     grid = E4M3
     hardware = "NVIDIA Ada (RTX 40) and newer"
-    layout_names = ("RoundsmithFloat8RowwiseLayout",)
+    own_layout = "RoundsmithFloat8RowwiseLayout"
 
     def geometry(self, spec: Spec) -> Geometry:
         return PER_ROW

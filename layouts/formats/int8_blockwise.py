@@ -15,24 +15,13 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from comfy_kitchen.tensor.base import register_layout_class
 from torch import Tensor
 
 from ..format import FLOAT32_SCALE, Format, Storage
 from ..geometries import Geometry, Scales
 from ..grids import INT8
-from ..scaled_tensor import ScaledLayout
 from ..spec import Spec
 from .float8_blockwise import square_blocks
-
-
-class Int8BlockwiseLayout(ScaledLayout):
-    """Runs ``int8_blockwise``."""
-
-    GRID = INT8
-
-
-register_layout_class("RoundsmithInt8BlockwiseLayout", Int8BlockwiseLayout)
 
 
 class Int8Blockwise(Format):
@@ -44,7 +33,7 @@ class Int8Blockwise(Format):
     grid = INT8
     hardware = "NVIDIA Turing (RTX 20) and newer"
     group_sizes = (128, 64)
-    layout_names = ("RoundsmithInt8BlockwiseLayout",)
+    own_layout = "RoundsmithInt8BlockwiseLayout"
 
     def geometry(self, spec: Spec) -> Geometry:
         return Geometry(spec.group_size, spec.group_size)

@@ -13,22 +13,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from comfy_kitchen.tensor.base import register_layout_class
-
 from ..format import FLOAT32_SCALE, Format
 from ..geometries import Geometry
 from ..grids import INT8
-from ..scaled_tensor import ScaledLayout
 from ..spec import Spec
-
-
-class Int8LodewiseLayout(ScaledLayout):
-    """Runs ``int8_lodewise``."""
-
-    GRID = INT8
-
-
-register_layout_class("RoundsmithInt8LodewiseLayout", Int8LodewiseLayout)
 
 
 class Int8Lodewise(Format):
@@ -40,7 +28,7 @@ class Int8Lodewise(Format):
     grid = INT8
     hardware = "NVIDIA Turing (RTX 20) and newer"
     group_sizes = (128, 64)
-    layout_names = ("RoundsmithInt8LodewiseLayout",)
+    own_layout = "RoundsmithInt8LodewiseLayout"
 
     def geometry(self, spec: Spec) -> Geometry:
         return Geometry(1, spec.group_size)
