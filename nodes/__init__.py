@@ -1,0 +1,40 @@
+"""ComfyUI nodes, one a file: schema, call, result. The work is in ``bridge`` and ``converters``."""
+
+from __future__ import annotations
+
+from comfy_api.latest import ComfyExtension, io
+
+from .inspect_file import InspectFile
+from .load_checkpoint import LoadCheckpoint
+from .load_clip import LoadCLIP
+from .load_diffusion_model import LoadDiffusionModel
+from .quantize_clip import QuantizeCLIP
+from .quantize_file import QuantizeFile
+from .quantize_model import QuantizeModel
+from .save_checkpoint import SaveCheckpoint
+from .save_clip import SaveCLIP
+from .save_model import SaveModel
+
+NODES: tuple[type[io.ComfyNode], ...] = (
+    LoadDiffusionModel,
+    LoadCLIP,
+    LoadCheckpoint,
+    QuantizeModel,
+    QuantizeCLIP,
+    QuantizeFile,
+    SaveModel,
+    SaveCLIP,
+    SaveCheckpoint,
+    InspectFile,
+)
+
+
+class RoundsmithExtension(ComfyExtension):
+    """The pack, as ComfyUI sees it."""
+
+    async def get_node_list(self) -> list[type[io.ComfyNode]]:
+        """Every node of the pack."""
+        return list(NODES)
+
+
+__all__ = ["NODES", "RoundsmithExtension"]

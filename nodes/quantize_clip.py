@@ -1,0 +1,44 @@
+"""Quantize CLIP."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from comfy_api.latest import io
+
+from ..bridge.quantizing import quantize_clip
+from ._recipe import format_input, make_recipe, recipe_inputs
+from ._result import with_report
+
+
+class QuantizeCLIP(io.ComfyNode):
+    """A CLIP to a quantized CLIP that runs at once."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="RoundsmithQuantizeCLIP",
+            display_name="Quantize CLIP",
+            category="Roundsmith/quantize",
+            description="Quantizes loaded text encoders; the result encodes at once. LoRAs loaded "
+            "before this node are baked in. Save it with Save Quantized CLIP.",
+            search_aliases=["quantize text encoder", "quantize t5", "compress clip"],
+            inputs=[
+                io.Clip.Input("clip", tooltip="The text encoders to quantize, with their LoRAs."),
+                format_input(),
+                *recipe_inputs(),
+            ],
+            outputs=[
+                io.Clip.Output(tooltip="The quantized text encoders."),
+                io.String.Output(
+                    "report", tooltip="What happened to each layer and why, as a table."
+                ),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, clip: Any, format: dict[str, Any], **options: Any) -> io.NodeOutput:
+        quantized, reports = quantize_clip(clip, make_recipe(format, **options))
+        table = "\n\n".join(f"{name}\n{report.table()}" for name, report in reports)
+        summary = "\n".join(f"{name}: {report.summary()}" for name, report in reports)
+        return with_report(quantized, table, summary)

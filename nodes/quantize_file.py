@@ -1,0 +1,77 @@
+"""Quantize File."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from comfy_api.latest import io
+
+from ..bridge.files import quantize_file
+from ..bridge.paths import FOLDERS, list_sources
+from ._recipe import format_input, make_recipe, recipe_inputs
+from ._result import with_report
+
+
+class QuantizeFile(io.ComfyNode):
+    """A file to a quantized file, one tensor at a time."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="RoundsmithQuantizeFile",
+            display_name="Quantize File",
+            category="Roundsmith/quantize",
+            description="Quantizes a file into a new one without loading the model: the memory "
+            "used is a few tensors. Works for diffusion models, text encoders and whole checkpoints.",
+            search_aliases=["convert", "quantize checkpoint", "convert to int8", "convert to fp8"],
+            is_output_node=True,
+            not_idempotent=True,
+            inputs=[
+                io.Combo.Input(
+                    "source",
+                    options=list_sources(),
+                    tooltip="A safetensors file from the diffusion model, text encoder or "
+                    "checkpoint folder.",
+                ),
+                format_input(),
+                io.Combo.Input(
+                    "folder",
+                    options=["same as source", *FOLDERS],
+                    default="same as source",
+                    tooltip="Where the new file goes.",
+                ),
+                io.String.Input(
+                    "filename",
+                    default="",
+                    tooltip="Name of the new file, subfolders allowed. Empty: the source's name "
+                    "and the format.",
+                ),
+                io.Boolean.Input(
+                    "overwrite",
+                    default=False,
+                    advanced=True,
+                    tooltip="Replace a file that is there already. Otherwise it is an error.",
+                ),
+                *recipe_inputs(),
+            ],
+            outputs=[
+                io.String.Output("path", tooltip="The file that was written."),
+                io.String.Output(
+                    "report", tooltip="What happened to each layer and why, as a table."
+                ),
+            ],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        source: str,
+        format: dict[str, Any],
+        folder: str,
+        filename: str,
+        overwrite: bool = False,
+        **options: Any,
+    ) -> io.NodeOutput:
+        recipe = make_recipe(format, **options)
+        path, report = quantize_file(source, folder, filename, recipe, overwrite)
+        return with_report(str(path), report.table(), f"{path.name}\n{report.summary()}")
