@@ -21,7 +21,7 @@ from roundsmith.checkpoints import (
 from roundsmith.errors import CheckpointError
 
 KEY = "_quantization_metadata"
-BLOCKS = {"format": "int8_blockwise", "group_size": 128}
+BLOCKS: dict[str, Any] = {"format": "int8_blockwise", "group_size": 128}
 
 
 def weights(*layers: str) -> dict[str, torch.Tensor]:
@@ -139,7 +139,7 @@ def test_the_written_forms_are_those_of_the_format() -> None:
 
 
 def test_shards_put_their_layers_together(tmp_path: Path) -> None:
-    places = {}
+    places: dict[str, str] = {}
     for number, layers in enumerate([{"a": BLOCKS}, {"b": BLOCKS, "a": {"format": "nvfp4"}}]):
         name = f"part{number}.safetensors"
         state = weights("ab"[number])
