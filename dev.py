@@ -15,6 +15,7 @@ packages and adds what is missing: ComfyUI's environment itself is only read.
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import shutil
 import subprocess
@@ -34,6 +35,7 @@ LAUNCH = (
     "import runpy, sys; del sys.path[0]; "
     "runpy.run_module(sys.argv.pop(1), run_name='__main__', alter_sys=True)"
 )
+OVERLAY = ROOT / ".venv-comfyui"
 NO_TESTS_RAN = 5  # pytest's exit status
 
 
@@ -124,26 +126,26 @@ def setup() -> Path:
 
 def setup_comfyui(python: Path) -> Path:
     """Return an interpreter that sees ComfyUI's packages, then ours; nothing of ComfyUI changes."""
-    overlay = ROOT / ".venv-comfyui"
-    stamp = overlay / "installed"
-    site = ask(python, "import sys; print([p for p in sys.path if p.endswith('-packages')])")
+    stamp = OVERLAY / "installed"
+    paths = "[path for path in sys.path if path.endswith('-packages')]"
+    site = ask(python, f"import json, sys; print(json.dumps({paths}))")
     if not stamped(stamp, python, site):
-        shutil.rmtree(overlay, ignore_errors=True)
+        shutil.rmtree(OVERLAY, ignore_errors=True)
         version = ask(python, "import sys; print(sys.version_info[:2])")
         base = python
         if ask(python, "import importlib.util as u; print(u.find_spec('venv') is None)") == "True":
             base = Path(sys.executable)  # Windows portable has no venv
             if version != str(sys.version_info[:2]):
                 sys.exit(f"dev.py: run me with Python {version}, the version of {python}")
-        must([base, "-m", "venv", overlay])
-        ours = Path(ask(interpreter(overlay), "import sysconfig as s; print(s.get_path('purelib'))"))
-        line = f"import site; [site.addsitedir(path) for path in {site}]\n"
-        (ours / "comfyui.pth").write_text(line, encoding="utf-8")
-        pip = [interpreter(overlay), "-m", "pip", "install"]
+        must([base, "-m", "venv", OVERLAY])
+        pip = [str(interpreter(OVERLAY)), "-m", "pip", "install"]
+        must([*pip, "--no-deps", "-e", ROOT])  # before ComfyUI's setuptools comes in sight
+        ours = ask(interpreter(OVERLAY), "import sysconfig as s; print(s.get_path('purelib'))")
+        lines = [f"import site; site.addsitedir({path!r})\n" for path in json.loads(site)]
+        (Path(ours) / "comfyui.pth").write_text("".join(lines), encoding="utf-8")
         must([*pip, "-r", ROOT / "requirements.txt", "pytest", "hypothesis"])
-        must([*pip, "--no-deps", "-e", ROOT])
         stamp.write_text(digest(python, site), encoding="utf-8")
-    return interpreter(overlay)
+    return interpreter(OVERLAY)
 
 
 def pytest(python: Path, report: str, arguments: Sequence[str | Path]) -> int:
