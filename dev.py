@@ -99,8 +99,8 @@ def stamped(stamp: Path, *inputs: object) -> bool:
 
 def digest(*inputs: object) -> str:
     """Return one line that changes with the inputs and with what the project asks for."""
-    asked = [(ROOT / name).read_text(encoding="utf-8") for name in ("pyproject.toml", "dev.py")]
-    return hashlib.sha256(repr([*asked, *map(str, inputs)]).encode()).hexdigest()
+    project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    return hashlib.sha256(repr([project, *map(str, inputs)]).encode()).hexdigest()
 
 
 def setup() -> Path:
@@ -221,7 +221,7 @@ def lint() -> int:
     config = ROOT / "pyproject.toml"
     linter = "import importlinter.cli as cli; cli.lint_imports_command()"
     statuses = [
-        run([python, "-m", "ruff", "check", ROOT]),
+        run([python, "-m", "ruff", "check", "--output-format=concise", ROOT]),
         run([python, "-m", "mypy", "--config-file", config, "-p", "roundsmith"], cwd=copy.parent),
         run([python, "-c", linter, "--config", config, "--no-cache"], cwd=copy.parent),
     ]
