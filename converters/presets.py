@@ -44,6 +44,7 @@ _MODEL_PREFIXES = (
     "unet.",
 )
 _ACTIONS: tuple[Action, ...] = ("remove", "keep")
+_ALWAYS = "(everywhere)"  # ends the reasons no fallback format may overrule
 Split = dict[tuple[Role, str], list[str]]  # names of each part, stripped of its prefix and sorted
 
 
@@ -283,12 +284,13 @@ class Policy:
         """
         part = self._part(layer_name)
         if part.role == "vae":
-            return Decision("keep", "a VAE is never quantized")
+            return Decision("keep", f"a VAE is never quantized {_ALWAYS}")
         presets = self.rules.get(part.prefix, ()) if part.role != "other" else ()
         if not presets and part.role == "text_encoder":
-            return Decision("keep", f"no preset for the text encoder {part.prefix.rstrip('.')}")
+            encoder = part.prefix.rstrip(".")
+            return Decision("keep", f"no preset for the text encoder {encoder} {_ALWAYS}")
         if not presets:
-            return Decision("keep", "not part of the model")
+            return Decision("keep", f"not part of the model {_ALWAYS}")
         name = layer_name[len(part.prefix) :]
         reasons = [(p.match_stripped(name), p.name) for p in presets]
         for action in _ACTIONS:
