@@ -1,13 +1,15 @@
 """The demo: quantize a small trained model to every format and see what each one paints.
 
-The model, its decoder and its prompts come with the package (``tests/models``); nothing is downloaded
-and ComfyUI is not needed.
+The model, its decoder and its prompts come with the package (``tests/models``); nothing is
+downloaded and ComfyUI is not needed.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import math
+import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -17,20 +19,21 @@ import torch
 from safetensors.torch import load_file as load_plain
 from torch import Tensor, nn
 
-from ..errors import FormatError
+from ..errors import FormatError, RoundsmithError
 from ..layouts import formats as known_formats
 from ..layouts import get_format
 from ..tests.models import FOLDER, MODEL_FILE, VAE_FILE, taesd, text
 from ..tests.models.flux import Flux
 from ..tests.models.sampling import sample, starting_noise
-from .files import load_file, quantize_file
+from .files import load_file, plan_file, quantize_file
+from .plan import Plan
 from .recipe import Recipe
-from .report import Report, human_bytes
+from .report import human_bytes
 
 ProgressCallback = Callable[[str, int, int], None]
 STEPS = 12
 ORIGINAL = "original, bfloat16"
-GRID_FILE, TABLE_FILE, JSON_FILE = "roundsmith-demo.png", "roundsmith-demo.txt", "roundsmith-demo.json"
+GRID_FILE, TABLE_FILE, JSON_FILE = (f"roundsmith-demo.{kind}" for kind in ("png", "txt", "json"))
 
 
 @dataclass(frozen=True)
@@ -77,7 +80,8 @@ def variants(names: Iterable[str] | None = None) -> list[Recipe]:
         fmt = known_formats()[name]
         recipes += [Recipe(format=name, scaling=scaling) for scaling in fmt.scalings or (None,)]
         if fmt.rotates:
-            recipes.append(Recipe(format=name, scaling="row" if fmt.scalings else None, convrot="auto"))
+            scaling = "row" if fmt.scalings else None
+            recipes.append(Recipe(format=name, scaling=scaling, convrot="auto"))
     if not recipes:
         raise FormatError(f"no format asked for; known: {', '.join(known_formats())}")
     return recipes
@@ -120,7 +124,7 @@ def run_demo(
     Args:
         output: folder for the PNG grid, the table and its JSON; made where it is not there.
         formats: ids of the formats to show; by default all, with their scalings and rotations.
-        seed: of the starting noise, which all formats share.
+        seed: of the first digit's noise, the next digit has the next; all formats share them.
         steps: of the sampler.
         progress: called with (what, done, count) before each format and at the end; it may raise.
         keep_models: leave the quantized models in ``output`` too.
@@ -129,7 +133,7 @@ def run_demo(
     output.mkdir(parents=True, exist_ok=True)
     recipes, source = variants(formats), FOLDER / MODEL_FILE
     context, pooled = text.encode(text.PROMPTS)
-    noise = starting_noise(len(text.PROMPTS), seed)
+    noise = torch.cat([starting_noise(1, seed + digit) for digit in range(len(text.PROMPTS))])
     decoder = taesd.load_decoder(load_plain(FOLDER / VAE_FILE))
     rows, latents = [], []
 
@@ -153,25 +157,26 @@ def run_demo(
         path = output / f"{source.stem}-{name.replace(' ', '-')}.safetensors"
         try:
             started = time.perf_counter()
-            report = quantize_file(source, path, recipe, overwrite=True)
+            quantize_file(source, path, recipe, overwrite=True)
             taken = time.perf_counter() - started
-            size = path.stat().st_size
             latent, seconds = paint(load_file(path, dtype=torch.float32))
         finally:
             if not keep_models:
                 path.unlink(missing_ok=True)
         latents.append(latent)
-        stock, snr = get_format(recipe.format).stock, signal_to_noise(reference, latent)
-        rows.append(Row(name, stock, bits_a_weight(report), size, snr, taken, seconds))
+        snr = signal_to_noise(reference, latent)
+        rows.append(Row(name, *sizes(recipe), snr, taken, seconds))
     tell("pictures", len(recipes) + 1)
     with torch.inference_mode():
         pictures = [decoder(latent).clamp(0, 1) for latent in latents]
-    return _write(output, rows, pictures)
+    return write_results(output, rows, pictures)
 
 
-def _write(output: Path, rows: Sequence[Row], pictures: Sequence[Tensor]) -> DemoResult:
+def write_results(output: Path, rows: Sequence[Row], pictures: Sequence[Tensor]) -> DemoResult:
+    """Write the grid, the table and its JSON into ``output``; one picture tensor a row."""
     from .demo_picture import draw_grid
 
+    output.mkdir(parents=True, exist_ok=True)
     grid, table_file, json_file = (output / name for name in (GRID_FILE, TABLE_FILE, JSON_FILE))
     draw_grid([row.name for row in rows], [caption(row) for row in rows], pictures).save(grid)
     table_file.write_text(table(rows) + "\n", encoding="utf-8")
@@ -187,9 +192,15 @@ def signal_to_noise(reference: Tensor, other: Tensor) -> float:
     return math.inf if error == 0 else 10 * math.log10(power / error)
 
 
-def bits_a_weight(report: Report) -> float:
+def sizes(recipe: Recipe) -> tuple[bool, float, int]:
+    """Whether stock ComfyUI loads the file, its bits a weight and its bytes, all from the plan."""
+    plan = plan_file(FOLDER / MODEL_FILE, recipe)
+    return get_format(recipe.format).stock, bits_a_weight(plan), plan.size
+
+
+def bits_a_weight(plan: Plan) -> float:
     """Stored bits, scales included, for each weight of the quantized layers."""
-    layers = [layer for layer in report.layers if layer.action == "quantize"]
+    layers = [tensor for tensor in plan.tensors if tensor.action == "quantize"]
     count = sum(math.prod(layer.shape) for layer in layers)
     return 8 * sum(layer.bytes_after for layer in layers) / max(count, 1)
 
@@ -211,11 +222,38 @@ def table(rows: Sequence[Row]) -> str:
             f"{row.quantize_seconds:.1f}", f"{row.sample_seconds:.1f}",
         ))  # fmt: skip
     widths = [max(len(line[column]) for line in cells) for column in range(len(cells[0]))]
-    lines = [
-        "  ".join([line[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(line[1:], widths[1:], strict=True))])
-        for line in cells
-    ]
+    lines = []
+    for first, *rest in cells:
+        numbers = (cell.rjust(width) for cell, width in zip(rest, widths[1:], strict=True))
+        lines.append("  ".join([first.ljust(widths[0]), *numbers]))
     lines.insert(1, "-" * len(lines[0]))
     if not all(row.stock for row in rows):
         lines.append("* loaded by Roundsmith's loader node, not by stock ComfyUI")
     return "\n".join(lines)
+
+
+def main(args: argparse.Namespace) -> int:
+    """``roundsmith demo``: install the files, or run with or without ComfyUI. The exit status."""
+    if args.install is not None:
+        from ..tests.models.install import install
+
+        try:
+            print(*install(args.install), sep="\n")
+        except FileNotFoundError as error:
+            raise RoundsmithError(str(error)) from error
+        return 0
+
+    def tell(what: str, done: int, count: int) -> None:
+        print(f"[{done}/{count}] {what}", file=sys.stderr, flush=True)
+
+    if args.comfyui is None:
+        result = run_demo(args.output, args.formats or None, progress=tell)
+    else:
+        from .demo_comfyui import find_comfyui, run_demo_comfyui
+
+        where = args.comfyui or find_comfyui()
+        result = run_demo_comfyui(args.output, where, args.formats or None, progress=tell)
+    as_json = getattr(args, "json", False)
+    print(result.json_file.read_text(encoding="utf-8") if as_json else result.table())
+    print(f"pictures: {result.grid}", file=sys.stderr)
+    return 0

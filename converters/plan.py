@@ -93,9 +93,7 @@ def entry_nbytes(entry: Entry) -> int:
     return Description(entry[0], entry[1]).nbytes
 
 
-def make_plan(
-    model: ModelView, recipe: Recipe, keep: Mapping[str, str] | None = None
-) -> Plan:
+def make_plan(model: ModelView, recipe: Recipe, keep: Mapping[str, str] | None = None) -> Plan:
     """Decide about every tensor of ``model``.
 
     Args:
@@ -153,9 +151,7 @@ def _plan_tensor(
     conf = fmt.conf(spec, matrix)
     entries = {f"{layer}.{s}": entry for s, entry in fmt.storage(spec, matrix).items()}
     entries[f"{layer}.comfy_quant"] = (torch.uint8, (len(encode_conf(conf)),))
-    return TensorPlan(
-        name, "quantize", shape, spec, options, note or reason, entries, conf, before
-    )
+    return TensorPlan(name, "quantize", shape, spec, options, note or reason, entries, conf, before)
 
 
 def _options(
@@ -201,13 +197,13 @@ def _kept(model: ModelView, name: str, reason: str) -> TensorPlan:
         return TensorPlan(name, "keep", shape, None, None, reason, entries, None, before)
     layer = name.removesuffix(".weight")
     described = {s: model.described(n) for s, n in stored.parts.items()}
-    meta = {
-        s: torch.empty(d.shape, dtype=d.dtype, device="meta") for s, d in described.items()
-    }
+    meta = {s: torch.empty(d.shape, dtype=d.dtype, device="meta") for s, d in described.items()}
     try:
         parts = stored.format.normalise(meta, stored.conf)
     except (RuntimeError, KeyError) as error:
-        raise FormatError(f"layer {layer!r}: its tensors do not fit {stored.format.id}: {error}") from error
+        raise FormatError(
+            f"layer {layer!r}: its tensors do not fit {stored.format.id}: {error}"
+        ) from error
     entries = {f"{layer}.{s}": (t.dtype, tuple(t.shape)) for s, t in parts.items()}
     entries[f"{layer}.comfy_quant"] = (torch.uint8, (len(encode_conf(stored.conf)),))
     reason = f"{reason}; already {stored.format.id}"

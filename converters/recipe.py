@@ -127,7 +127,7 @@ class Recipe(Options):
 
     def to_json(self) -> str:
         """The settings that differ from the defaults, as JSON; :meth:`from_json` reads it."""
-        return self.model_dump_json(exclude_defaults=True, exclude_none=True)
+        return self.model_dump_json(exclude_defaults=True)
 
     @classmethod
     def from_json(cls, text: str, where: str = "recipe") -> Recipe:

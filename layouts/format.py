@@ -238,13 +238,13 @@ class Format:
         """The registered QuantizedTensor layout that runs this format."""
         from comfy_kitchen.tensor.base import LAYOUTS
 
+        for name in self.layout_names:
+            if name in LAYOUTS:
+                return name
         if self.own_layout is not None:
             from .scaled_tensor import register_scaled_layout
 
             return register_scaled_layout(self.own_layout, self.grid)
-        for name in self.layout_names:
-            if name in LAYOUTS:
-                return name
         raise FormatError(
             f"{self.id}: the installed comfy-kitchen has none of the layouts "
             f"{', '.join(self.layout_names)}; update comfy-kitchen"

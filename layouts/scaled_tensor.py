@@ -2,7 +2,7 @@
 
 One class serves every format whose codes are one element a weight and whose scales are float32 over
 rectangular blocks; :func:`register_scaled_layout` names a subclass for a format's grid.
-Storage: ``_qdata [M, N]`` codes, ``scale [Mb, Nb]`` (or ``[M]``, ``[M, Nb, 1]``, as in the file).
+Storage: ``_qdata [M, N]`` codes, ``scale [Mb, Nb]`` (or ``[]``, ``[M]``, ``[M, Nb, 1]``, as in the file).
 
 Forward: ``linear(x, W)`` quantizes ``x`` to the same grid, one scale a row and column group, and
 multiplies codes where the device has such a product; elsewhere it decodes ``W`` and multiplies in the
@@ -69,7 +69,7 @@ class ScaledLayout(QuantizedLayout):
             stochastic_rounding: a seed above 0 rounds up or down at random.
             inplace_ops: ``tensor`` may be overwritten (float32 only).
             block: rows and columns that share a scale, None for all.
-            scale_ndim: dimensions of the stored scale (1, 2 or 3); by default 2.
+            scale_ndim: dimensions of the stored scale, 0 to 3; by default 2.
         """
         matrix = tensor.reshape(-1, tensor.shape[-1])
         values = matrix.to(torch.float32)
@@ -87,8 +87,10 @@ class ScaledLayout(QuantizedLayout):
         fresh = values.data_ptr() != tensor.data_ptr() or inplace_ops
         codes = encode(values, cls.GRID, scales, generator=generator, inplace=fresh)
         stored = scales.block
-        if scale_ndim in (1, 3):
-            stored = stored.flatten() if scale_ndim == 1 else stored.unsqueeze(-1)
+        if scale_ndim is not None and scale_ndim < 2:
+            stored = stored.flatten() if scale_ndim else stored.reshape(())
+        elif scale_ndim == 3:
+            stored = stored.unsqueeze(-1)
         params = cls.Params(
             scale=stored, orig_dtype=tensor.dtype, orig_shape=tuple(tensor.shape)
         )
@@ -98,8 +100,8 @@ class ScaledLayout(QuantizedLayout):
     def scale_grid(cls, qdata: Tensor, params: Params) -> Tensor:
         """Scales as ``[Mb, Nb]`` over ``qdata``'s rows, whatever their stored shape."""
         scale = params.scale
-        if scale.ndim == 1:
-            return scale[:, None]
+        if scale.ndim < 2:
+            return scale.reshape(-1, 1)
         return scale.reshape(-1, scale.shape[1]) if scale.ndim == 3 else scale
 
     @classmethod

@@ -62,4 +62,5 @@ class Float8E5M2(_Float8Tensorwise):
     aliases = ("fp8_e5m2",)
     grid = E5M2
     hardware = "decoded to 16 bits"
-    layout_names = ("TensorCoreFP8E5M2Layout", "TensorCoreFP8Layout")
+    layout_names = ("TensorCoreFP8E5M2Layout",)  # ComfyUI's; comfy-kitchen's own rounds to E4M3
+    own_layout = "RoundsmithFloat8E5M2Layout"
