@@ -206,7 +206,7 @@ def _flip(qt: QuantizedTensor) -> QuantizedTensor:
 
 @register_layout_op(aten.t.default, ScaledLayout)
 def _t(qt: Any, args: Any, kwargs: Any) -> Any:
-    return _flip(args[0]) if args[0].ndim == 2 else args[0]
+    return _flip(args[0]) if args[0].ndim == 2 else args[0].dequantize()
 
 
 @register_layout_op(aten.transpose.int, ScaledLayout)
@@ -227,8 +227,8 @@ def _view(qt: Any, args: Any, kwargs: Any) -> Any:
         for extent in size:
             known *= extent if extent != -1 else 1
         size[size.index(-1)] = tensor.numel() // known
-    if tuple(size) == tuple(tensor.shape):
-        return tensor
+    if tuple(size) == tuple(tensor.shape):  # a view is a new tensor, even where nothing changes
+        return QuantizedTensor(tensor._qdata, tensor._layout_cls, params)
     grid = tensor.layout_cls.scale_grid(tensor._qdata, params)
     by_rows = grid.shape[0] * tensor._qdata.shape[-1] == tensor.numel()
     if params.transposed or not by_rows or not size or size[-1] != tensor.shape[-1]:

@@ -2,8 +2,9 @@ from typing import Any
 
 import torch
 from comfy_kitchen.backends.eager.quantization import quantize_per_tensor_fp8
-from roundsmith.layouts import Spec, identify
 from torch import Tensor
+
+from roundsmith.layouts import Spec, identify
 
 from ..contract import FormatContract, weights
 

@@ -5,9 +5,10 @@ from comfy_kitchen.backends.eager.quantization import (
     quantize_int8_rowwise,
     quantize_int8_tensorwise,
 )
+from torch import Tensor
+
 from roundsmith.errors import FormatError
 from roundsmith.layouts import Spec, get_format, identify
-from torch import Tensor
 
 from ..contract import FormatContract, weights
 

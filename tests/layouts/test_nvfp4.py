@@ -1,7 +1,8 @@
 import torch
 from comfy_kitchen.backends.eager.quantization import quantize_nvfp4
-from roundsmith.layouts import Spec
 from torch import Tensor
+
+from roundsmith.layouts import Spec
 
 from ..contract import FormatContract, bits, weights
 
