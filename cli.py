@@ -179,7 +179,8 @@ def _demo(args: argparse.Namespace) -> int:
 
 
 class _Bar:
-    """A tqdm bar over source bytes that names the layer in hand; nothing on a run under a second."""
+    """A tqdm bar over source bytes that names the layer in hand; nothing on a run under a second.
+    """
 
     def __init__(self, silent: bool) -> None:
         self.silent = silent

@@ -1,8 +1,8 @@
 """The engine: carries a plan out, streaming rows from a source to a sink.
 
-A tensor is read, rounded and written a few rows at a time, small enough to stay in a core's cache, by
-one worker a core; nothing holds a whole tensor unless its rounding needs to see it whole. The output's
-header is known from the plan, so rows go straight to their place in the file.
+A tensor is read, rounded and written a few rows at a time, small enough to stay in a core's cache,
+by one worker a core; nothing holds a whole tensor unless its rounding needs to see it whole. The
+output's header is known from the plan, so rows go straight to their place in the file.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ _SNR_CHUNKS = 4
 _TICK = 0.2  # seconds between looks at cancel
 
 
-class _NonFinite(Exception):
+class _NonFiniteError(Exception):
     """A layer holds NaN or Inf."""
 
     def __init__(self, layer: str) -> None:
@@ -61,8 +61,9 @@ def convert(
 
     Args:
         source: what to convert.
-        open_sink: called with the output's entries and metadata; its context is left with an exception
-            when the run fails, and may be opened again when layers turn out to hold NaN or Inf.
+        open_sink: called with the output's entries and metadata; its context is left with an
+            exception when the run fails, and may be opened again when layers turn out to hold NaN
+            or Inf.
         recipe: the settings.
         progress: called several times a second; an exception it raises ends the run.
         cancel: looked at several times a second; True ends the run with :class:`Cancelled`.
@@ -82,7 +83,7 @@ def convert(
                 with open_sink(plan.entries, plan.metadata) as sink:
                     run.carry_out(sink)
                 break
-            except _NonFinite as found:
+            except _NonFiniteError as found:
                 bad.update(run.find_nonfinite(found.layer))
     warnings = [f"{layer}: {reason}" for layer, reason in bad.items()]
     seconds = time.perf_counter() - began
@@ -96,7 +97,9 @@ def _device(name: str) -> torch.device:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise RecipeError(f"device {name!r} is not usable here ({error}); choose auto or cpu") from error
+        raise RecipeError(
+            f"device {name!r} is not usable here ({error}); choose auto or cpu"
+        ) from error
     return device
 
 
@@ -153,7 +156,7 @@ class _Run:
         self._position = ("", 0, 0)
 
     def carry_out(self, sink: Sink) -> None:
-        """Write every tensor of the plan to ``sink``. Raises :class:`_NonFinite`."""
+        """Write every tensor of the plan to ``sink``. Raises :class:`_NonFiniteError`."""
         done = 0
         for index, t in enumerate(self.plan.tensors, 1):
             self._position = (t.layer, index, done)
@@ -168,7 +171,9 @@ class _Run:
         self._tick()
 
     def find_nonfinite(self, first: str) -> dict[str, str]:
-        """All layers from ``first`` on that were to be quantized and hold NaN or Inf, with the reason."""
+        """All layers from ``first`` on that were to be quantized and hold NaN or Inf, with the
+        reason.
+        """
         found: dict[str, str] = {}
         layers = [t for t in self.plan.tensors if t.action == "quantize"]
         start = next(i for i, t in enumerate(layers) if t.layer == first)
@@ -189,7 +194,11 @@ class _Run:
             self.progress(Progress(layer, index, len(self.plan.tensors), done, self.total))
 
     def _map(
-        self, work: Callable[..., T], t: TensorPlan, chunks: Iterator[tuple[int, int]], *args: object
+        self,
+        work: Callable[..., T],
+        t: TensorPlan,
+        chunks: Iterator[tuple[int, int]],
+        *args: object,
     ) -> list[T]:
         """Run ``work(t, start, stop, *args)`` on every chunk, a few ahead; results in order."""
         futures: list[Future[T]] = []
@@ -314,7 +323,7 @@ class _Run:
     @staticmethod
     def _check(t: TensorPlan, magnitude: Tensor) -> None:
         if not bool(torch.isfinite(magnitude).all()):
-            raise _NonFinite(t.layer)
+            raise _NonFiniteError(t.layer)
 
     # ---- what is not rounded -----------------------------------------------------------------
 
@@ -332,5 +341,3 @@ class _Run:
             sink.write_bytes(t.name, first, data)
             if first:
                 self._tick()
-
-

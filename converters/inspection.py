@@ -55,7 +55,9 @@ class Inspection:
         rows = [(x.name, "×".join(map(str, x.shape)), x.stored_as, human_bytes(x.bytes))
                 for x in self.layers]  # fmt: skip
         widths = [max((len(row[i]) for row in rows), default=0) for i in range(4)]
-        lines = ["  ".join(c.ljust(w) for c, w in zip(r, widths, strict=True)).rstrip() for r in rows]
+        lines = [
+            "  ".join(c.ljust(w) for c, w in zip(r, widths, strict=True)).rstrip() for r in rows
+        ]
         return "\n".join([*lines, "", self.summary()])
 
     def summary(self) -> str:
@@ -86,7 +88,9 @@ def inspect_file(path: str | Path) -> Inspection:
             stock = stock and (stored is None or stored.format.stock)
             if name.endswith(".weight") and len(model.shape(name)) >= 2:
                 conf = stored.conf if stored else None
-                layers.append(LayerInfo(name.removesuffix(".weight"), model.shape(name), kind, size, conf))
+                layers.append(
+                    LayerInfo(name.removesuffix(".weight"), model.shape(name), kind, size, conf)
+                )
         found = detect(model.names)
         return Inspection(
             str(path),

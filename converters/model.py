@@ -1,4 +1,6 @@
-"""A source seen as a model: every tensor with the values it stands for, quantized layers decoded on reading."""
+"""A source seen as a model: every tensor with the values it stands for, quantized layers decoded on
+reading.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,8 @@ class ModelView:
     Attributes:
         source: where the bytes come from.
         stored: the layers that are quantized already, by name.
-        names: the logical tensors in file order; scales and JSON of quantized layers are not among them.
+        names: the logical tensors in file order; scales and JSON of quantized layers are not among
+            them.
         notes: what was odd about the source.
     """
 
@@ -49,7 +52,9 @@ class ModelView:
         if stored is None:
             return tuple(self.described(name).shape)
         if name not in self._shapes:
-            packed = {"weight": torch.empty(self.described(name).shape, dtype=torch.uint8, device="meta")}
+            packed = {
+                "weight": torch.empty(self.described(name).shape, dtype=torch.uint8, device="meta")
+            }
             self._shapes[name] = stored.format.orig_shape(packed, stored.conf)
         return self._shapes[name]
 

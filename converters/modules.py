@@ -24,8 +24,9 @@ def quantize_module(
 ) -> tuple[nn.Module, Report]:
     """Quantize the linear layers of ``module`` in place.
 
-    Each ``nn.Linear`` that the recipe takes gets a ``QuantizedTensor`` of its own dtype and device as
-    weight, with no gradient; everything else is untouched. Copy the module first to keep the original.
+    Each ``nn.Linear`` that the recipe takes gets a ``QuantizedTensor`` of its own dtype and device
+    as weight, with no gradient; everything else is untouched. Copy the module first to keep the
+    original.
 
     Returns:
         The module itself, and the report.

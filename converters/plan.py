@@ -1,4 +1,6 @@
-"""The plan: what happens to each tensor of a model, and the exact file it makes, before any weight is read."""
+"""The plan: what happens to each tensor of a model, and the exact file it makes, before any weight
+is read.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,6 @@ from .recipe import METADATA_KEY, Options, Recipe
 from .source import Description
 
 Action = Literal["quantize", "keep", "remove", "copy"]
-_UNTOUCHED = ("everywhere",)
 _TINY = 128 * 128
 _EXTREME_ASPECT = 64
 
@@ -31,7 +32,8 @@ class TensorPlan:
 
     Attributes:
         name: its name in the source.
-        action: ``quantize``; ``keep`` (a weight left as it is); ``copy`` (not a weight); ``remove``.
+        action: ``quantize``; ``keep`` (a weight left as it is); ``copy`` (not a weight);
+            ``remove``.
         shape: its logical shape.
         spec: what it is stored as, where it is quantized.
         options: what the recipe says of it, where it is quantized.
@@ -168,8 +170,7 @@ def _options(
     if excluded is not None:
         reason = reason or f"exclude: {excluded}"
     if reason:
-        structural = len(shape) != 2 or any(f"({preset})" in reason for preset in _UNTOUCHED)
-        if recipe.fallback is not None and not structural:
+        if recipe.fallback is not None and not decision.final:
             return recipe.fallback.over(recipe), f"fallback; {reason}"
         return None, reason
     if recipe.heuristics:

@@ -43,8 +43,8 @@ _MODEL_PREFIXES = (
     "transformer.",
     "unet.",
 )
+_EVERYWHERE = "everywhere"  # the base preset that holds for every model
 _ACTIONS: tuple[Action, ...] = ("remove", "keep")
-_ALWAYS = "(everywhere)"  # ends the reasons no fallback format may overrule
 Split = dict[tuple[Role, str], list[str]]  # names of each part, stripped of its prefix and sorted
 
 
@@ -137,10 +137,11 @@ class Detection:
 
 @dataclass(frozen=True)
 class Decision:
-    """What happens to a layer, and why."""
+    """What happens to a layer, and why. ``final``: no fallback format may take it all the same."""
 
     action: Action
     reason: str
+    final: bool = False
 
 
 def user_presets_file() -> Path:
@@ -284,21 +285,21 @@ class Policy:
         """
         part = self._part(layer_name)
         if part.role == "vae":
-            return Decision("keep", f"a VAE is never quantized {_ALWAYS}")
+            return Decision("keep", "a VAE is never quantized", final=True)
         presets = self.rules.get(part.prefix, ()) if part.role != "other" else ()
         if not presets and part.role == "text_encoder":
             encoder = part.prefix.rstrip(".")
-            return Decision("keep", f"no preset for the text encoder {encoder} {_ALWAYS}")
+            return Decision("keep", f"no preset for the text encoder {encoder}", final=True)
         if not presets:
-            return Decision("keep", f"not part of the model {_ALWAYS}")
+            return Decision("keep", "not part of the model", final=True)
         name = layer_name[len(part.prefix) :]
         reasons = [(p.match_stripped(name), p.name) for p in presets]
         for action in _ACTIONS:
             for reason, preset in reasons:
                 if reason and reason.startswith(action):
-                    return Decision(action, f"{reason} ({preset})")
+                    return Decision(action, f"{reason} ({preset})", final=preset == _EVERYWHERE)
         if len(shape) != 2:
-            return Decision("keep", f"{len(shape)}-D")
+            return Decision("keep", f"{len(shape)}-D", final=True)
         return Decision("quantize", "")
 
     def _part(self, name: str) -> Part:
@@ -345,7 +346,7 @@ def resolve(
         if auto and not chosen:
             chosen = [known["guess"]]
         blob = "\n".join(split[part.role, part.prefix])
-        bound = {preset.name: preset.bind(blob) for preset in (*chosen, known["everywhere"])}
+        bound = {preset.name: preset.bind(blob) for preset in (*chosen, known[_EVERYWHERE])}
         rules[part.prefix] = tuple(bound.values())
     warnings = (detection.warning,) if detection.warning and auto and not used else ()
     return Policy(detection, tuple(dict.fromkeys(used)), rules, warnings)

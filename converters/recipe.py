@@ -1,7 +1,7 @@
 """The recipe: every setting of a conversion in one validated, immutable, serialisable object.
 
-The node, the command line's flags, a JSON file and the metadata written into the output are the same
-recipe, so any file tells how it was made and can be made again.
+The node, the command line's flags, a JSON file and the metadata written into the output are the
+same recipe, so any file tells how it was made and can be made again.
 """
 
 from __future__ import annotations
@@ -31,7 +31,10 @@ class _Strict(BaseModel):
 
 
 class Options(_Strict):
-    """How one layer is quantized. None takes the format's own default, or the recipe's in a rule."""
+    """How one layer is quantized.
+
+    None takes the format's own default, or the recipe's in a rule.
+    """
 
     format: str | None = Field(None, description="storage format, by its id")
     scaling: Literal["tensor", "row"] | None = Field(
@@ -89,8 +92,8 @@ class Rule(Options):
 
 
 class Recipe(Options):
-    """A conversion. Precedence of what decides about a layer: ``rules`` in order, then ``exclude`` and
-    the preset (then ``fallback``), then the recipe itself."""
+    """A conversion. Precedence of what decides about a layer: ``rules`` in order, then ``exclude``
+    and the preset (then ``fallback``), then the recipe itself."""
 
     format: str = Field("float8_e4m3fn", description="storage format, by its id")
     rounding: Literal["auto", "nearest"] = Field("auto", description="how codes are chosen")

@@ -41,8 +41,8 @@ class LayerReport:
         stored_as: the format with its options.
         reason: why it is kept or removed, or is not stored just as asked.
         bytes_before, bytes_after: with scales.
-        weight_snr: 10·log10(‖W‖² / ‖W − Ŵ‖²) in dB, over up to a million sampled weights; None where
-            the layer was not rounded, infinite where it lost nothing.
+        weight_snr: 10·log10(‖W‖² / ‖W − Ŵ‖²) in dB, over up to a million sampled weights; None
+            where the layer was not rounded, infinite where it lost nothing.
     """
 
     name: str

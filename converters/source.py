@@ -1,6 +1,7 @@
 """Where tensors come from and where they go: a file, a module in memory, or a model inside ComfyUI.
 
-``Checkpoint`` and ``CheckpointWriter`` are a :class:`Source` and a :class:`Sink`; so are the two here.
+``Checkpoint`` and ``CheckpointWriter`` are a :class:`Source` and a :class:`Sink`; so are the two
+here.
 """
 
 from __future__ import annotations
@@ -40,16 +41,20 @@ class Source(Protocol):
     @property
     def tensors(self) -> Mapping[str, Described]: ...
     def read(self, name: str, /) -> Tensor: ...
-    def read_rows(self, name: str, start: int, stop: int, /, out: Tensor | None = None) -> Tensor: ...
+    def read_rows(
+        self, name: str, start: int, stop: int, /, out: Tensor | None = None
+    ) -> Tensor: ...
     def read_bytes(self, name: str, start: int, stop: int, /) -> bytearray | memoryview: ...
 
 
 class Sink(Protocol):
-    """Named tensors of announced dtype and shape, written whole or by rows, from several threads."""
+    """Named tensors of announced dtype and shape, written whole or by rows by several threads."""
 
     def write(self, name: str, tensor: Tensor, /) -> None: ...
     def write_rows(self, name: str, start: int, tensor: Tensor, /) -> None: ...
-    def write_bytes(self, name: str, offset: int, data: bytes | bytearray | memoryview, /) -> None: ...
+    def write_bytes(
+        self, name: str, offset: int, data: bytes | bytearray | memoryview, /
+    ) -> None: ...
 
 
 OpenSink = Callable[[Entries, Mapping[str, str]], AbstractContextManager[Sink]]

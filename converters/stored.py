@@ -1,9 +1,10 @@
-"""Which layers of a source are quantized already, and how: ``comfy_quant``, legacy files, bare scales.
+"""Which layers of a source are quantized already, and how: ``comfy_quant``, legacy files, bare
+scales.
 
 - ``comfy_quant``: the layer's JSON names the format.
 - legacy ``fp8_scaled``: a marker tensor ``scaled_fp8`` (2 elements: full-precision products), and
-  ``L.scale_weight`` / ``L.scale_input``. A layer is FP8 only if its weight's dtype is; other layers may
-  carry dummy scales, which are dropped.
+  ``L.scale_weight`` / ``L.scale_input``. A layer is FP8 only if its weight's dtype is; other layers
+  may carry dummy scales, which are dropped.
 - 8-bit weights with a ``weight_scale`` and no JSON: the shapes decide.
 """
 
@@ -54,7 +55,10 @@ class StoredLayers:
 
 
 def stored_layers(source: Source) -> StoredLayers:
-    """Find the quantized layers of ``source``. Raises :class:`FormatError` naming a layer it cannot read."""
+    """Find the quantized layers of ``source``.
+
+    Raises :class:`FormatError` naming a layer it cannot read.
+    """
     described = read_layers(source)
     found = StoredLayers(notes=list(described.notes))
     found.bookkeeping.update(n for n in source.tensors if n.endswith(".comfy_quant"))
@@ -87,9 +91,7 @@ def _add(
     found.bookkeeping.update(name for suffix, name in parts.items() if suffix != "weight")
 
 
-def _find_legacy(
-    found: StoredLayers, source: Source, parts: Mapping[str, dict[str, str]]
-) -> None:
+def _find_legacy(found: StoredLayers, source: Source, parts: Mapping[str, dict[str, str]]) -> None:
     markers = {
         name.removesuffix(_MARKER): _elements(source, name)
         for name in source.tensors

@@ -1,7 +1,7 @@
 """Matrices whose elements share scales by rectangular blocks.
 
-A scale grid ``[Mb, Nb]`` over a matrix ``[M, N]`` gives each ``(M / Mb) × (N / Nb)`` block one scale;
-tensor, row, row-block and 2-D block scaling are all this, with other block sizes.
+A scale grid ``[Mb, Nb]`` over a matrix ``[M, N]`` gives each ``(M / Mb) × (N / Nb)`` block one
+scale; tensor, row, row-block and 2-D block scaling are all this, with other block sizes.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ def block_view(x: Tensor, rows: int, cols: int) -> Tensor:
 
 
 def blockwise_absmax(x: Tensor, rows: int, cols: int) -> Tensor:
-    """Largest magnitude of each block: ``x [M, N]`` → ``[M/rows, N/cols]``. NaN and Inf propagate."""
+    """Largest magnitude of each block: ``x [M, N]`` → ``[M/rows, N/cols]``. NaN and Inf propagate.
+    """
     if rows == 1 or cols == x.shape[1]:  # one contiguous reduction, faster than two dimensions
         step = cols if rows == 1 else rows * cols
         return x.abs().view(-1, step).amax(dim=1).view(x.shape[0] // rows, -1)

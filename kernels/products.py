@@ -1,4 +1,5 @@
-"""Products of two block-scaled matrices, ``x @ w.T``, on the hardware's 8-bit units where it has them.
+"""Products of two block-scaled matrices, ``x @ w.T``, on the hardware's 8-bit units where it has
+them.
 
 ``x`` carries one scale a row and group of columns, ``w`` one a row (or block of rows) and the same
 groups. For one group at a time the scales leave the sum, so the sum runs in 8 bits::

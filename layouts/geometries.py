@@ -1,8 +1,8 @@
 """Geometries: which weights share a scale, and which values a scale can take.
 
-Scales are held as a grid ``[Mb, Nb]`` over the (padded) matrix. A :class:`ScaleRule` says how a block's
-scale follows from its largest magnitude and what it is rounded to; a :class:`Geometry` says how large
-the blocks are. Rounding methods need nothing else.
+Scales are held as a grid ``[Mb, Nb]`` over the (padded) matrix. A :class:`ScaleRule` says how a
+block's scale follows from its largest magnitude and what it is rounded to; a :class:`Geometry` says
+how large the blocks are. Rounding methods need nothing else.
 """
 
 from __future__ import annotations
@@ -123,7 +123,8 @@ class Geometry:
         return -(-shape[0] // rows), -(-shape[1] // cols)
 
     def scales(self, w: Tensor, grid: Grid, tensor_absmax: Tensor | None = None) -> Scales:
-        """Absmax scales of ``w`` (float32 ``[M, N]``, or some of its rows with ``tensor_absmax``)."""
+        """Absmax scales of ``w`` (float32 ``[M, N]``, or some of its rows with ``tensor_absmax``).
+        """
         if self.rows is None and tensor_absmax is not None:
             absmax = tensor_absmax.reshape(1, 1)
         else:

@@ -1,7 +1,7 @@
 """Grids: the values a code can take in the scaled domain.
 
-A grid turns scaled weights (float32) into codes, one element a weight, and back. It knows nothing of
-scales or of how codes are packed.
+A grid turns scaled weights (float32) into codes, one element a weight, and back. It knows nothing
+of scales or of how codes are packed.
 """
 
 from __future__ import annotations

@@ -1,4 +1,6 @@
-"""Discovers the formats: each module of ``layouts/formats/`` defines one or more ``Format`` classes."""
+"""Discovers the formats: each module of ``layouts/formats/`` defines one or more ``Format``
+classes.
+"""
 
 from __future__ import annotations
 
@@ -45,9 +47,9 @@ def identify(
 ) -> Format:
     """The format of stored tensors.
 
-    The JSON names it; where the tensors do not fit that name, shapes decide among the formats that keep
-    one code of this dtype a weight: converters label row scales "blockwise", or block scales by the
-    plain format's name.
+    The JSON names it; where the tensors do not fit that name, shapes decide among the formats that
+    keep one code of this dtype a weight: converters label row scales "blockwise", or block scales
+    by the plain format's name.
 
     Args:
         conf: the layer's JSON.

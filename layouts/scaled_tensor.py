@@ -2,12 +2,13 @@
 
 One class serves every format whose codes are one element a weight and whose scales are float32 over
 rectangular blocks; :func:`register_scaled_layout` names a subclass for a format's grid.
-Storage: ``_qdata [M, N]`` codes, ``scale [Mb, Nb]`` (or ``[]``, ``[M]``, ``[M, Nb, 1]``, as in the file).
+Storage: ``_qdata [M, N]`` codes, ``scale [Mb, Nb]`` (or ``[]``, ``[M]``, ``[M, Nb, 1]``, as in the
+    file).
 
 Forward: ``linear(x, W)`` quantizes ``x`` to the same grid, one scale a row and column group, and
-multiplies codes where the device has such a product; elsewhere it decodes ``W`` and multiplies in the
-dtype of ``x``. Two quantized operands always multiply as codes, with the same result on every device.
-Operations not listed decode first.
+multiplies codes where the device has such a product; elsewhere it decodes ``W`` and multiplies in
+the dtype of ``x``. Two quantized operands always multiply as codes, with the same result on every
+device. Operations not listed decode first.
 """
 
 from __future__ import annotations
@@ -43,7 +44,8 @@ class ScaledLayout(QuantizedLayout):
 
     @dataclass(frozen=True)
     class Params(BaseLayoutParams):
-        """``scale`` as in the file; ``transposed`` says that shape and codes are swapped logically."""
+        """``scale`` as in the file; ``transposed`` says that shape and codes are swapped logically.
+        """
 
         transposed: bool = False
 
@@ -91,9 +93,7 @@ class ScaledLayout(QuantizedLayout):
             stored = stored.flatten() if scale_ndim else stored.reshape(())
         elif scale_ndim == 3:
             stored = stored.unsqueeze(-1)
-        params = cls.Params(
-            scale=stored, orig_dtype=tensor.dtype, orig_shape=tuple(tensor.shape)
-        )
+        params = cls.Params(scale=stored, orig_dtype=tensor.dtype, orig_shape=tuple(tensor.shape))
         return codes.view(tensor.shape), params
 
     @classmethod

@@ -31,7 +31,7 @@ def hadamard(size: int, device: str = "cpu") -> Tensor:
 
 
 def rotate(w: Tensor, group_size: int) -> Tensor:
-    """Rotate float32 ``w [M, N]`` in groups of columns; ``group_size`` divides ``N``. Its own inverse."""
+    """Rotate float32 ``w [M, N]`` in groups of columns that divide ``N``; twice is the identity."""
     m, n = w.shape
     matrix = hadamard(group_size, str(w.device))
     return (w.view(m, n // group_size, group_size) @ matrix).view(m, n)

@@ -1,6 +1,8 @@
-"""What every format promises. A format's test inherits :class:`FormatContract` and names the format.
+"""What every format promises. A format's test inherits :class:`FormatContract` and names the
+format.
 
-Numbers come from comfy-kitchen's eager encoders, from float64 arithmetic, or from trying every code.
+Numbers come from comfy-kitchen's eager encoders, from float64 arithmetic, or from trying every
+code.
 """
 
 from __future__ import annotations
@@ -13,13 +15,14 @@ from typing import Any, ClassVar
 import pytest
 import torch
 from comfy_kitchen.tensor import QuantizedTensor
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
 from roundsmith import Recipe, load_file, quantize_file
 from roundsmith.converters.rounding import nearest, scale_search
 from roundsmith.layouts import Format, Spec, get_format
 from roundsmith.layouts.codec import decode
-from safetensors import safe_open
-from safetensors.torch import save_file
-from torch import Tensor
 
 KINDS = ("random", "constant", "zero", "outliers", "zero blocks", "tiny", "one row")
 
@@ -175,7 +178,9 @@ class FormatContract:
             w = weights(kind)
             conf = self.fmt.conf(self.spec((w.shape[0], w.shape[1])), (w.shape[0], w.shape[1]))
             plain = (self.fmt.decode(self.encode(w), conf) - w).double().square().sum()
-            found = (self.fmt.decode(self.encode(w, scale_search), conf) - w).double().square().sum()
+            found = (
+                (self.fmt.decode(self.encode(w, scale_search), conf) - w).double().square().sum()
+            )
             assert found <= plain * (1 + 1e-6), kind
             gained += float(plain - found)
         assert gained > 0

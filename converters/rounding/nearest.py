@@ -15,8 +15,8 @@ def nearest(
     """Round each weight to the nearest code.
 
     Args:
-        w: float32 ``[M, N]``, transformed and padded; overwritten. Some rows of a matrix will do, if
-            they are whole blocks and ``tensor_absmax`` is given where the geometry needs it.
+        w: float32 ``[M, N]``, transformed and padded; overwritten. Some rows of a matrix will do,
+            if they are whole blocks and ``tensor_absmax`` is given where the geometry needs it.
         grid: the grid to round to.
         geometry: which weights share a scale.
         tensor_absmax: largest magnitude of the whole matrix, float32 ``[]``.

@@ -1,8 +1,8 @@
 """Scale search: for each block, the scale whose nearest rounding has the least squared error.
 
-Absmax scales spend the grid's range on the largest weight. A somewhat smaller scale clips it and rounds
-all the others more finely; whether that pays is tried, block by block, over multiples of the absmax
-scale, each re-rounded to what the format can store.
+Absmax scales spend the grid's range on the largest weight. A somewhat smaller scale clips it and
+rounds all the others more finely; whether that pays is tried, block by block, over multiples of the
+absmax scale, each re-rounded to what the format can store.
 """
 
 from __future__ import annotations
@@ -31,8 +31,10 @@ def scale_search(
     Args:
         w: float32 ``[M, N]``, transformed and padded; overwritten.
         grid: the grid to round to.
-        geometry: which weights share a scale. Where one scale serves the whole matrix, ``w`` is all of it.
-        tensor_absmax: largest magnitude of the whole matrix, float32 ``[]``, where the geometry needs it.
+        geometry: which weights share a scale. Where one scale serves the whole matrix, ``w`` is all
+            of it.
+        tensor_absmax: largest magnitude of the whole matrix, float32 ``[]``, where the geometry
+            needs it.
         importance: float32 ``[N]``, the weight of each column's squared error (the diagonal of the
             activations' second moment), or None.
 
@@ -52,7 +54,8 @@ def scale_search(
 
 
 def _block_errors(w: Tensor, grid: Grid, scales: Scales, importance: Tensor | None) -> Tensor:
-    """Squared error of each block, ``[Mb, Nb]``, a few rows at a time so that they stay in cache."""
+    """Squared error of each block, ``[Mb, Nb]``, a few rows at a time so that they stay in cache.
+    """
     m, n = w.shape
     mb, nb = scales.block.shape
     rows = m // mb
@@ -70,5 +73,3 @@ def _block_errors(w: Tensor, grid: Grid, scales: Scales, importance: Tensor | No
         blocks = block_view(lost, part.shape[0] // mine.block.shape[0], n // nb)
         errors[covered] += blocks.sum(dim=3).sum(dim=1)
     return errors
-
-

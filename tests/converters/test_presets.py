@@ -134,11 +134,11 @@ def test_sd15_checkpoint_quantizes_its_unet_only():
     assert chosen and all(name.startswith("model.diffusion_model.") for name in chosen)
     assert (
         policy.decide("first_stage_model.encoder.mid.attn_1.q", (64, 64)).reason
-        == "a VAE is never quantized (everywhere)"
+        == "a VAE is never quantized"
     )
     clip_layer = policy.decide(clip[0], (64, 64))
-    assert clip_layer.action == "keep" and clip_layer.reason.endswith("(everywhere)")
-    assert policy.decide("model_ema.decay", ()).reason == "not part of the model (everywhere)"
+    assert clip_layer.action == "keep" and clip_layer.final
+    assert policy.decide("model_ema.decay", ()).reason == "not part of the model"
 
 
 def test_sd3_checkpoint_quantizes_the_text_encoder_it_recognises():
