@@ -1,9 +1,9 @@
 """ComfyUI operations that also run formats ComfyUI's own loader does not know.
 
 ComfyUI reads a closed list of formats. ``custom_operations`` extends its mixed-precision
-operations: a layer in a format it knows takes its own path, every other layer is built from the same
-file tensors by the format's reader. What ComfyUI knows is probed by loading a tiny layer, not read
-off a version.
+operations: a layer in a format it knows takes its own path, every other layer is built from the
+same file tensors by the format's reader. What ComfyUI knows is probed by loading a tiny layer, not
+read off a version.
 """
 
 from __future__ import annotations
@@ -83,8 +83,9 @@ def repair_layer(
 ) -> tuple[str, dict[str, Any]]:
     """Bring a layer of ``state`` to the form its format is specified in, in place.
 
-    ``prefix`` is its name with a dot, or empty where ``state`` is the layer's own. Returns the id of the format its shapes are of, and its JSON naming that format. Layers only
-    ComfyUI understands (banks of experts, formats of its own) are left as they are. Raises
+    ``prefix`` is its name with a dot, or empty where ``state`` is its own. Returns the id of
+    the format its tensors are of, and its JSON naming that format. Layers only ComfyUI understands
+    (banks of experts, formats of its own) are left as they are. Raises
     :class:`~roundsmith.errors.FormatError` where JSON and tensors contradict each other.
     """
     parts = layer_parts(state, prefix)

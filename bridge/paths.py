@@ -52,8 +52,8 @@ def base_folder(folder: str) -> Path:
 def resolve_destination(folder: str, name: str) -> Path:
     """The path for a new file ``name`` in ``folder``, subfolders allowed and made.
 
-    Raises :class:`~roundsmith.errors.CheckpointError` for a name that is absolute, leaves the folder
-    by ``..`` or a link, or is no file name.
+    Raises CheckpointError for a name that is absolute, leaves the folder by ``..`` or a link, or is
+    no file name.
     """
     base = base_folder(folder)
     parts = [part for part in re.split(r"[/\\]", name.strip()) if part not in ("", ".")]

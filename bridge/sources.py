@@ -29,8 +29,8 @@ class PatchedWeights:
     """Tensors of one part of a ModelPatcher's model, as they run.
 
     Weights with patches are float32 and computed when read, one at a time. Layers that are
-    quantized already and have no patches appear as in a file: codes, scales and JSON. All others keep
-    their dtype.
+    quantized already and have no patches appear as in a file: codes, scales and JSON. All others
+    keep their dtype.
 
     Args:
         patcher: the ModelPatcher. It is read, never changed.

@@ -17,8 +17,8 @@ class LoadCheckpoint(io.ComfyNode):
             node_id="RoundsmithLoadCheckpoint",
             display_name="Load Quantized Checkpoint",
             category="Roundsmith/load",
-            description="Loads a checkpoint (diffusion model, text encoders and VAE in one file) "
-            "in any quantized format Roundsmith knows, in any mix of them, or not quantized at all.",
+            description="Loads a checkpoint (diffusion model, text encoders and VAE in one file), "
+            "in any quantized format Roundsmith knows, any mix of them, or not quantized.",
             search_aliases=["checkpoint loader", "load quantized checkpoint"],
             inputs=[
                 io.Combo.Input(

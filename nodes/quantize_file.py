@@ -22,7 +22,7 @@ class QuantizeFile(io.ComfyNode):
             display_name="Quantize File",
             category="Roundsmith/quantize",
             description="Quantizes a file into a new one without loading the model: the memory "
-            "used is a few tensors. Works for diffusion models, text encoders and whole checkpoints.",
+            "used is a few tensors. For diffusion models, text encoders and whole checkpoints.",
             search_aliases=["convert", "quantize checkpoint", "convert to int8", "convert to fp8"],
             is_output_node=True,
             not_idempotent=True,

@@ -1,0 +1,149 @@
+"""Quantize Model and Quantize CLIP: a model that runs at once, and the one it came from unharmed."""
+
+from __future__ import annotations
+
+import copy
+import types
+
+import comfy.model_sampling
+import comfy.sd
+import pytest
+import torch
+from comfy.quant_ops import QuantizedTensor
+
+from roundsmith.bridge.quantizing import quantize_clip, quantize_model
+from roundsmith.converters import Recipe
+
+from .support import CASES, case_id, load_ours, load_stock, lora, sample, snr, with_lora
+
+
+@torch.inference_mode()
+def quantize(model, format="int8_tensorwise", **options):
+    return quantize_model(model, Recipe(format=format, **options))
+
+
+@pytest.mark.parametrize(("format", "options"), CASES, ids=case_id)
+def test_in_the_graph_as_from_a_file(demo, quantized, format, options):
+    """The same codes run the same, wherever they were made."""
+    model, report = quantize(load_stock(demo), format, **options)
+    assert report.quantized == 32
+    assert torch.equal(sample(model), sample(load_ours(quantized(format, **options))))
+
+
+def test_the_original_is_unharmed(demo, reference):
+    model = load_stock(demo)
+    before = {name: t.clone() for name, t in model.model.state_dict().items()}
+    sample(model)  # loaded, as it is when a graph reaches the node
+    new, _ = quantize(model, "nvfp4")
+    sample(new)
+    after = model.model.state_dict()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert before.keys() == after.keys()
+    assert torch.equal(sample(model), reference)
+    assert new.model is not model.model and not new.is_clone(model)
+
+
+def test_nothing_is_shared_but_the_configuration(demo):
+    model = load_stock(demo)
+    new, _ = quantize(model)
+    pointers = {p.data_ptr() for p in model.model.parameters()}
+    assert not pointers & {p.data_ptr() for p in new.model.parameters()}
+    assert new.model.model_config is model.model.model_config
+
+
+def test_loras_are_baked_once(demo, reference):
+    """The quantized model is as near to the model with the LoRA as quantizing allows."""
+    plain = load_stock(demo)
+    patched = with_lora(plain)
+    expected = sample(patched)
+    assert snr(expected, reference) < 15, "the LoRA must be visible for this to prove anything"
+    for loaded in (patched, with_lora(load_stock(demo))):  # already in memory, and not yet
+        new, _ = quantize(loaded, "int8_tensorwise")
+        assert not new.patches
+        assert snr(expected, sample(new)) > 32
+    assert torch.equal(sample(plain), reference)
+    assert torch.equal(sample(patched), expected)
+
+
+def test_a_lora_baked_while_another_is_loaded(demo):
+    """Weights in memory carry another clone's patches; the originals are what counts."""
+    plain = load_stock(demo)
+    other = with_lora(plain, lora(0.6))
+    sample(other)
+    new, _ = quantize(plain, "int8_tensorwise")
+    assert snr(sample(plain), sample(new)) > 32
+
+
+def test_quantizing_a_quantized_model(quantized, reference):
+    """It decodes first; layers kept by the recipe keep the codes they have."""
+    fp8 = load_ours(quantized("float8_e4m3fn_rowwise"))
+    new, _ = quantize(fp8, "int8_lodewise", exclude=("single_blocks",))
+    kept = new.model.diffusion_model.single_blocks[0].linear1
+    changed = new.model.diffusion_model.double_blocks[0].img_mlp[0]
+    assert kept.quant_format == "float8_e4m3fn_rowwise"
+    assert changed.quant_format == "int8_lodewise"
+    assert torch.equal(
+        kept.weight._qdata.view(torch.uint8),
+        fp8.model.diffusion_model.single_blocks[0].linear1.weight._qdata.view(torch.uint8),
+    )
+    assert snr(reference, sample(new)) > 32
+
+
+def test_what_the_graph_set_on_the_model_stays(demo):
+    """Options, wrappers, object patches; methods patched onto the network follow to the new one."""
+    model = load_stock(demo)
+    network = model.model.diffusion_model
+    seen = []
+
+    def forward(self, *arguments, **keywords):
+        seen.append(self)
+        return type(self).forward(self, *arguments, **keywords)
+
+    sampling = copy.deepcopy(model.model.model_sampling)
+    sampling.set_parameters(shift=2.5)
+    model.add_object_patch("model_sampling", sampling)
+    model.add_object_patch("diffusion_model.forward", types.MethodType(forward, network))
+    model.set_model_sampler_post_cfg_function(lambda args: args["denoised"] * 1.0)
+    expected = sample(model)
+    seen.clear()
+    new, _ = quantize(model, "int8_tensorwise")
+    assert snr(expected, sample(new)) > 32
+    assert seen and all(module is new.model.diffusion_model for module in seen)
+    assert new.model_options["sampler_post_cfg_function"]
+
+
+def test_a_quantized_model_can_be_cloned_afresh(demo):
+    """ComfyUI asks for an independent copy to run without dynamic VRAM or on another device."""
+    new, _ = quantize(load_stock(demo), "nvfp4")
+    expected = sample(new)
+    factory, arguments = new.cached_patcher_init[:2]
+    with torch.inference_mode():
+        again = factory(*arguments, disable_dynamic=True)
+    assert again.model is not new.model
+    assert torch.equal(sample(again), expected)
+
+
+def test_excluded_layers_stay_exact(demo):
+    model = load_stock(demo)
+    new, report = quantize(model, "float8_e4m3fn", exclude=("linear2$",))
+    layers = {layer.name: layer for layer in report.layers}
+    assert layers["single_blocks.0.linear2"].action == "keep"
+    new_weight = new.model.diffusion_model.single_blocks[0].linear2.weight
+    old_weight = model.model.diffusion_model.single_blocks[0].linear2.weight
+    assert torch.equal(new_weight.float(), old_weight.float())
+
+
+@pytest.mark.parametrize("format", ["int8_blockwise", "float8_e4m3fn"])
+def test_text_encoders(encoder, format):
+    with torch.inference_mode():
+        clip = comfy.sd.load_clip([str(encoder)])
+        tokens = clip.tokenize("a handwritten three")
+        expected = clip.encode_from_tokens(tokens)
+        new, reports = quantize_clip(clip, Recipe(format=format))
+        got = new.encode_from_tokens(tokens)
+        again = clip.encode_from_tokens(tokens)
+    assert [name for name, _ in reports] == ["clip_l"] and reports[0][1].quantized == 72
+    layer = new.cond_stage_model.clip_l.transformer.text_model.encoder.layers[0].mlp.fc1
+    assert isinstance(layer.weight, QuantizedTensor) and new.patcher.model is new.cond_stage_model
+    assert 25 < snr(expected, got) < 80
+    assert torch.equal(expected, again)
