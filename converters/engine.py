@@ -110,6 +110,7 @@ class _Workers:
         self.count = 3 if device.type == "cuda" else max(os.cpu_count() or 1, 1)
         self.pool = ThreadPoolExecutor(self.count, thread_name_prefix="roundsmith")
         self.local = threading.local()
+        self.stopping = threading.Event()
         self.inference = torch.is_inference_mode_enabled()
         self._torch_threads = torch.get_num_threads()
 
@@ -127,6 +128,11 @@ class _Workers:
     def _call(self, work: Callable[..., T], *args: object) -> T:
         with torch.inference_mode(self.inference), torch.no_grad():
             return work(*args)
+
+    def poll(self) -> None:
+        """Called by long work now and then: ends it once the run is over."""
+        if self.stopping.is_set():
+            raise Cancelled("stopped")
 
     def buffer(self, slot: str, dtype: torch.dtype, elements: int, pinned: bool = False) -> Tensor:
         """A flat buffer of this thread's own, reused from call to call."""
@@ -222,6 +228,7 @@ class _Run:
                 self._tick() if not finished else None
             return [future.result() for future in futures]
         except BaseException:
+            self.workers.stopping.set()
             for future in pending:
                 future.cancel()
             wait(pending)
@@ -309,8 +316,11 @@ class _Run:
             self._check(t, torch.maximum(-w.amin(), w.amax()))
         kept = w.clone() if start in sampled else None
         peak = None if absmax is None else absmax.to(w.device)
-        solver = scale_search if search else nearest
-        codes, scales = solver(w, fmt.grid, geometry, peak)
+        if search:
+            poll = self.workers.poll
+            codes, scales = scale_search(w, fmt.grid, geometry, peak, poll=poll)
+        else:
+            codes, scales = nearest(w, fmt.grid, geometry, peak)
         if absmax is None:
             self._check(t, scales.block)
         sink.write_rows(f"{t.layer}.weight", start, fmt.pack_codes(codes).cpu())

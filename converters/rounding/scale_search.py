@@ -7,6 +7,8 @@ absmax scale, each re-rounded to what the format can store.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -25,6 +27,7 @@ def scale_search(
     geometry: Geometry,
     tensor_absmax: Tensor | None = None,
     importance: Tensor | None = None,
+    poll: Callable[[], None] | None = None,
 ) -> tuple[Tensor, Scales]:
     """Round each weight to the nearest code under searched scales.
 
@@ -38,22 +41,30 @@ def scale_search(
         importance: float32 ``[N]``, the weight of each column's squared error (the diagonal of the
             activations' second moment), or None.
 
+        poll: called many times a second; an exception it raises ends the search.
+
     Returns:
         Codes ``[M, N]`` and scales; never a larger error than :func:`nearest`.
     """
     start = geometry.scales(w, grid, tensor_absmax)
     best = start
-    least = _block_errors(w, grid, start, importance)
+    least = _block_errors(w, grid, start, importance, poll)
     for multiple in MULTIPLES:
         tried = geometry.rule.snap(start.effective * multiple, start.tensor)
-        error = _block_errors(w, grid, tried, importance)
+        error = _block_errors(w, grid, tried, importance, poll)
         better = error < least
         least = torch.where(better, error, least)
         best = Scales(torch.where(better, tried.block, best.block), start.tensor)
     return encode(w, grid, best, inplace=True), best
 
 
-def _block_errors(w: Tensor, grid: Grid, scales: Scales, importance: Tensor | None) -> Tensor:
+def _block_errors(
+    w: Tensor,
+    grid: Grid,
+    scales: Scales,
+    importance: Tensor | None,
+    poll: Callable[[], None] | None,
+) -> Tensor:
     """Squared error of each block, ``[Mb, Nb]``, a few rows at a time so that they stay in cache.
     """
     m, n = w.shape
@@ -64,6 +75,8 @@ def _block_errors(w: Tensor, grid: Grid, scales: Scales, importance: Tensor | No
         step = -(-step // rows) * rows
     errors = torch.zeros(mb, nb, device=w.device)
     for first in range(0, m, step):
+        if poll is not None:
+            poll()
         part = w[first : first + step]
         covered = slice(first // rows, max(-(-(first + part.shape[0]) // rows), 1))
         mine = Scales(scales.block[covered], scales.tensor)
