@@ -80,7 +80,7 @@ def run_demo_comfyui(
             name = name_of(recipe) if recipe else ORIGINAL
             tell(name, index)
             started = time.perf_counter()
-            made = [_sample(server, base, recipe, digit, seed) for digit in range(10)]
+            made = [_sample(server, base, recipe, n, seed) for n in range(len(text.PROMPTS))]
             seconds = time.perf_counter() - started
             latents.append(torch.cat([latent for latent, _ in made]))
             pictures.append(torch.stack([picture for _, picture in made]))

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import nodes
 import numpy as np
 import pytest
 import torch
@@ -15,6 +14,7 @@ from latent_preview import Latent2RGBPreviewer
 from safetensors.torch import load_file
 from torch import Tensor
 
+import nodes
 from roundsmith.converters.demo import load_flux, signal_to_noise
 from roundsmith.tests.models import (
     FOLDER,

@@ -1,0 +1,59 @@
+"""Put the demo's files into a ComfyUI: ``python -m roundsmith.tests.models.install FOLDER``."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from . import FOLDER, MODEL_FILE, TEXT_ENCODER_FILE, VAE_FILE
+from .text import write_encoder
+
+
+def install(comfyui: str | Path) -> list[Path]:
+    """Copy the demo's model and decoder, and generate its text encoder, into a ComfyUI.
+
+    Args:
+        comfyui: ComfyUI's folder or a base directory: the one that holds ``models``.
+
+    Returns the three files. One that is there already is written again: the names are the demo's
+    own, and each appears only when complete.
+    """
+    models = Path(comfyui).expanduser() / "models"
+    if not models.is_dir():
+        raise FileNotFoundError(f"{models}: no such folder; give the one that holds 'models'")
+
+    def copy(name: str) -> Callable[[Path], object]:
+        return lambda path: shutil.copyfile(FOLDER / name, path)
+
+    makers: dict[str, Callable[[Path], object]] = {
+        f"diffusion_models/{MODEL_FILE}": copy(MODEL_FILE),
+        f"vae/{VAE_FILE}": copy(VAE_FILE),
+        f"text_encoders/{TEXT_ENCODER_FILE}": write_encoder,
+    }
+    written = []
+    for name, make in makers.items():
+        path = models / name
+        path.parent.mkdir(exist_ok=True)
+        partial = path.with_name(f".{path.name}.{os.getpid()}.roundsmith-partial")
+        try:
+            make(partial)
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
+        written.append(path)
+    return written
+
+
+def main() -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path, help="ComfyUI's folder, or its base directory")
+    for path in install(parser.parse_args().folder):
+        print(path)
+
+
+if __name__ == "__main__":
+    main()
