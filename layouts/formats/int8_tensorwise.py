@@ -15,11 +15,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ...errors import FormatError
 from ..format import FLOAT32_SCALE, Format, Parts
-from ..geometries import PER_ROW, PER_TENSOR, Geometry
+from ..geometries import FLOAT_SCALES, PER_ROW, PER_TENSOR, Geometry
 from ..grids import INT8
 from ..spec import Spec
 from ..transforms import GROUP_SIZES
@@ -57,11 +58,12 @@ class Int8Tensorwise(Format):
         if len(weight) != 2 or scale is None:
             return False
         rows = weight[0]
+        if 0 in scale:  # what one converter writes for a small layer of zeros
+            return True
         return scale in ((rows,), (rows, 1)) or all(extent == 1 for extent in scale)
 
     def normalise(self, parts: Parts, conf: Mapping[str, Any]) -> dict[str, Tensor]:
-        """``[M]`` becomes ``[M, 1]`` (core would broadcast it along the columns), ``[1]`` → ``[]``.
-        """
+        """``[M]`` becomes ``[M, 1]`` (core would broadcast it along the columns), ``[1]`` → ``[]``."""
         group = self.convrot_of(conf)
         if group is not None and group not in GROUP_SIZES:
             raise FormatError(
@@ -70,6 +72,12 @@ class Int8Tensorwise(Format):
             )
         scale = parts[FLOAT32_SCALE].float()
         rows = parts["weight"].shape[0]
+        if scale.numel() == 0:
+            if not parts["weight"].is_meta and parts["weight"].any():
+                raise FormatError(
+                    f"{self.id}: the scale is empty, but there are codes; the file is damaged"
+                )
+            scale = torch.full((), FLOAT_SCALES.floor, device=scale.device)
         if scale.ndim == 1 and scale.numel() == rows and rows > 1:
             scale = scale[:, None]
         elif scale.numel() == 1 and tuple(scale.shape) != (rows, 1):

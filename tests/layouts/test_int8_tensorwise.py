@@ -32,6 +32,16 @@ class TestInt8Row(Int8Contract):
         assert self.fmt.read(flat, {})._params.scale.shape == (256, 1)
 
 
+    def test_a_layer_of_zeros_may_come_without_a_scale(self) -> None:
+        empty = {"weight_scale": torch.ones(0, 0)}
+        zeros = torch.zeros(64, 64, dtype=torch.int8)
+        assert identify({"format": self.FORMAT}, {"weight": (64, 64), "weight_scale": (0, 0)},
+                        torch.int8, "layer").id == self.FORMAT  # fmt: skip
+        assert not self.fmt.decode({"weight": zeros, **empty}, {}).any()
+        with pytest.raises(FormatError, match="the scale is empty, but there are codes"):
+            self.fmt.decode({"weight": zeros + 1, **empty}, {})
+
+
 class TestInt8Tensor(Int8Contract):
     OPTIONS = {"scaling": "tensor"}  # noqa: RUF012
     MIN_SNR = 39.0
