@@ -75,7 +75,7 @@ class Int8Tensorwise(Format):
         if scale.numel() == 0:
             if not parts["weight"].is_meta and parts["weight"].any():
                 raise FormatError(
-                    f"{self.id}: the scale is empty, but there are codes; the file is damaged"
+                    f"{self.id}: the scale is empty, but there are codes: a damaged file"
                 )
             scale = torch.full((), FLOAT_SCALES.floor, device=scale.device)
         if scale.ndim == 1 and scale.numel() == rows and rows > 1:
