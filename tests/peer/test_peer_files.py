@@ -26,12 +26,8 @@ EXPECTED = {
     "legacy_fp8_cleaned": "legacy_fp8",
     "legacy_fp8_converted": "legacy_fp8",
 }
-ALL_ZERO = pytest.param(
-    "int8_row_all_zero",
-    marks=pytest.mark.xfail(reason="a 0x0 scale beside all-zero codes is refused", strict=True),
-)
 UNREAD = {"hybrid_mxfp8": "hybrid_mxfp8"}  # case -> the format that no layout here reads yet
-READ = [ALL_ZERO if case == "int8_row_all_zero" else case for case in CASES if case not in UNREAD]
+READ = [case for case in CASES if case not in UNREAD]
 # Where the peer's label names another geometry than the tensors have: case -> layer -> format.
 ONE_SCALE = {
     "single_blocks.0.linear1": "float8_e4m3fn",
