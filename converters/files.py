@@ -73,7 +73,8 @@ def load_file(
 
     Returns:
         Tensors by name. A quantized layer ``L`` is a ``QuantizedTensor`` under ``L.weight``; its
-        ``L.input_scale`` stays a tensor of its own.
+        ``L.input_scale`` stays a tensor of its own (one of many elements, as old text encoders
+        have, is a copy of the weight's scale and left out).
     """
     tensors: dict[str, Tensor] = {}
     with Checkpoint.open(path) as source:
@@ -88,6 +89,6 @@ def load_file(
             if not (isinstance(wanted, torch.dtype) and wanted.is_floating_point):
                 wanted = dtype
             tensors[name] = stored.format.read(parts, stored.conf, dtype=wanted)
-            if "input_scale" in parts:
+            if "input_scale" in parts and parts["input_scale"].numel() == 1:
                 tensors[name.removesuffix("weight") + "input_scale"] = parts["input_scale"]
     return tensors

@@ -87,6 +87,10 @@ def _add(
         if conf["format"] not in fmt.aliases:
             found.notes.append(f"{layer}: labelled {conf['format']}, its tensors are {fmt.id}")
         conf = {**conf, "format": fmt.id}
+        conf.pop("group_size", None)  # of the format it was labelled as
+        group = fmt.group_size_of(shapes)
+        if group is not None:
+            conf["group_size"] = group
     found.layers[layer] = StoredLayer(conf, fmt, parts)
     found.bookkeeping.update(name for suffix, name in parts.items() if suffix != "weight")
 

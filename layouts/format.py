@@ -199,6 +199,10 @@ class Format:
         """Whether stored tensors of these shapes are of this format."""
         raise NotImplementedError
 
+    def group_size_of(self, shapes: Mapping[str, tuple[int, ...]]) -> int | None:
+        """The block size that stored shapes tell, where the format has one."""
+        return shapes["weight"][1] // shapes[FLOAT32_SCALE][1] if self.group_sizes else None
+
     def normalise(self, parts: Parts, conf: Mapping[str, Any]) -> dict[str, Tensor]:
         """Repair known deviations of foreign files (shapes, dtypes of scales), losing nothing."""
         return dict(parts)

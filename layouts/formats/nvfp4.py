@@ -82,11 +82,14 @@ class NVFP4(Format):
         return shapes.get("weight_scale") == expected and "weight_scale_2" in shapes
 
     def normalise(self, parts: Parts, conf: Mapping[str, Any]) -> dict[str, Tensor]:
-        """Old files: block scales typed uint8, tensor scale ``[1]``."""
+        """Old files: block scales typed uint8, tensor scale ``[1]``; NaN block scales under a
+        tensor scale of 0, as one converter writes a layer of zeros."""
         block = parts["weight_scale"]
         if block.dtype == torch.uint8:
             block = block.view(torch.float8_e4m3fn)
         tensor = parts["weight_scale_2"].to(torch.float32).reshape(())
+        if not tensor.is_meta and tensor == 0:
+            block = torch.zeros_like(block, dtype=torch.uint8).view(block.dtype)
         return {**parts, "weight_scale": block, "weight_scale_2": tensor}
 
     def decode(

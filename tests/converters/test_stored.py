@@ -96,3 +96,16 @@ def test_input_scales_are_no_tensors_of_the_model() -> None:
     view = ModelView(MemorySource(tensors))
     assert view.names == ["fc.weight", "fc.bias"]
     assert view.nbytes("fc.weight") == 256 * 256 + 4 + 4
+
+
+def test_a_relabelled_layer_gets_the_block_size_its_shapes_tell(tmp_path: Path) -> None:
+    from roundsmith.checkpoints import encode_conf
+
+    for scale, expected in (((256, 4), {"format": "int8_lodewise", "group_size": 64}),
+                            ((256, 1), {"format": "int8_tensorwise"})):  # fmt: skip
+        tensors = {
+            "fc.weight": torch.zeros(256, 256, dtype=torch.int8),
+            "fc.weight_scale": torch.ones(scale),
+            "fc.comfy_quant": encode_conf({"format": "int8_blockwise", "group_size": 1}),
+        }
+        assert ModelView(MemorySource(tensors)).stored["fc"].conf == expected

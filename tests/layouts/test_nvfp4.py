@@ -42,3 +42,10 @@ class TestNVFP4(FormatContract):
         smoothing = torch.linspace(0.5, 2, 256)
         expected = self.fmt.decode(parts, {}) * smoothing
         assert torch.equal(self.fmt.decode({**parts, "pre_quant_scale": smoothing}, {}), expected)
+
+    def test_a_layer_of_zeros_with_nan_scales_reads_as_zeros(self) -> None:
+        parts = self.encode(weights("random"))
+        parts["weight_scale"] = torch.full_like(parts["weight_scale"].float(), torch.nan)
+        parts["weight_scale"] = parts["weight_scale"].to(torch.float8_e4m3fn)
+        parts["weight_scale_2"] = torch.zeros(())
+        assert not self.fmt.decode(parts, {}).any()
