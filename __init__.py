@@ -34,7 +34,7 @@ _PUBLIC = {
     "quantize_file": ".converters",
     "quantize_module": ".converters",
 }
-__all__ = [  # noqa: F822 - resolved by __getattr__
+__all__ = [
     "Plan",
     "Recipe",
     "Report",

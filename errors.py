@@ -1,4 +1,4 @@
-"""The exceptions of the project: each message names the file, the tensor or the setting, and the way out."""
+"""The exceptions: each message names the file, the tensor or the setting, and the way out."""
 
 from __future__ import annotations
 

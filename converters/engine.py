@@ -266,7 +266,7 @@ class _Run:
             sink.write(f"{t.layer}.{suffix}", part)
         assert t.conf is not None
         sink.write(f"{t.layer}.comfy_quant", encode_conf(t.conf))
-        signal, noise = (sum(r[i] for r in results) for i in (1, 2))
+        signal, noise = sum(r[1] for r in results), sum(r[2] for r in results)
         self.snr[t.layer] = 10 * math.log10(signal / noise) if signal and noise else math.inf
 
     @staticmethod
@@ -328,7 +328,8 @@ class _Run:
         if kept is not None:
             signal = float(kept.square().sum())
             noise = float(decode(codes, fmt.grid, scales).sub_(kept).square_().sum())
-        return Scales(*(s if s is None else s.cpu() for s in scales)), signal, noise
+        tensor = None if scales.tensor is None else scales.tensor.cpu()
+        return Scales(scales.block.cpu(), tensor), signal, noise
 
     @staticmethod
     def _check(t: TensorPlan, magnitude: Tensor) -> None:

@@ -142,7 +142,7 @@ def _is_ours(value: object) -> bool:
     return isinstance(value, QuantizedTensor) and issubclass(value.layout_cls, ScaledLayout)
 
 
-def _multiply(x: Tensor, weight: QuantizedTensor, bias: Tensor | None) -> Tensor:
+def _multiply(x: Any, weight: QuantizedTensor, bias: Tensor | None) -> Tensor:
     """``x @ weight.T + bias`` with ``weight`` of one of our layouts, as stored ``[N, K]``."""
     layout = weight.layout_cls
     codes, w_scale = weight._qdata, layout.scale_grid(weight._qdata, weight._params)

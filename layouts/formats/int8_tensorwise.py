@@ -63,7 +63,7 @@ class Int8Tensorwise(Format):
         return scale in ((rows,), (rows, 1)) or all(extent == 1 for extent in scale)
 
     def normalise(self, parts: Parts, conf: Mapping[str, Any]) -> dict[str, Tensor]:
-        """``[M]`` → ``[M, 1]``, since core would broadcast it along the columns; ``[1]`` → ``[]``."""
+        """``[M]``, which core would broadcast along the columns, → ``[M, 1]``; ``[1]`` → ``[]``."""
         group = self.convrot_of(conf)
         if group is not None and group not in GROUP_SIZES:
             raise FormatError(
