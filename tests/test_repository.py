@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import re
 import shutil
 import subprocess
@@ -128,10 +129,20 @@ def test_no_file_names_a_folder_of_somebody_s_machine() -> None:
     assert [path for path in tracked() if pattern.search(path.read_bytes())] == []
 
 
-def test_every_node_has_a_help_page() -> None:
+def node_ids() -> set[str]:
+    """Return the names under which ComfyUI knows the nodes."""
     text = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "nodes").glob("*.py"))
-    nodes = set(re.findall(r"node_id=\"(\w+)\"", text))
-    assert nodes == {page.stem for page in (ROOT / "web" / "docs").glob("*.md")}
+    return set(re.findall(r"node_id=\"(\w+)\"", text))
+
+
+def test_every_node_has_a_help_page() -> None:
+    assert node_ids() == {page.stem for page in (ROOT / "web" / "docs").glob("*.md")}
+
+
+def test_every_translation_covers_every_node() -> None:
+    for translation in (ROOT / "locales").glob("*/nodeDefs.json"):
+        translated = json.loads(translation.read_text(encoding="utf-8"))
+        assert node_ids() == set(translated), translation.parent.name
 
 
 def test_every_example_workflow_has_a_picture() -> None:
