@@ -14,7 +14,7 @@ from ..checkpoints import Checkpoint
 from ..converters import ModelView, Recipe, Report
 from ..converters.presets import resolve
 from ..errors import Cancelled
-from .paths import SUFFIX, resolve_destination, resolve_source
+from .paths import SUFFIX, home_folder, resolve_destination, resolve_source
 from .progress import NodeProgress, cancelled
 
 
@@ -35,7 +35,8 @@ def quantize_file(
     if not name.strip():
         stem = Path(relative.replace("\\", "/")).with_suffix("")
         name = f"{stem.as_posix()}-{_label(recipe)}{SUFFIX}"
-    target = resolve_destination(home if folder == "same as source" else folder, name)
+    base = home_folder(path, home) if folder == "same as source" else None
+    target = resolve_destination(home if base else folder, name, base)
     try:
         report = converters.quantize_file(
             path, target, recipe, progress=NodeProgress(), cancel=cancelled, overwrite=overwrite

@@ -40,22 +40,31 @@ def resolve_source(choice: str) -> Path:
     return Path(folder_paths.get_full_path_or_raise(folder, name))
 
 
+def home_folder(source: Path, folder: str) -> Path:
+    """The configured folder of kind ``folder`` that ``source`` lies in."""
+    for root in folder_paths.get_folder_paths(folder):
+        if _inside(os.path.abspath(source), os.path.abspath(root)):
+            return Path(root)
+    return base_folder(folder)
+
+
 def base_folder(folder: str) -> Path:
-    """The folder a destination may lie in."""
+    """The folder a new file of this kind goes into: of several, the one named like the kind."""
     if folder == "output":
         return Path(folder_paths.get_output_directory())
     if folder not in FOLDERS:
         raise CheckpointError(f"unknown folder {folder!r}; known: {', '.join(FOLDERS)}")
-    return Path(folder_paths.get_folder_paths(folder)[0])
+    roots = folder_paths.get_folder_paths(folder)
+    return Path(next((root for root in roots if Path(root).name == folder), roots[0]))
 
 
-def resolve_destination(folder: str, name: str) -> Path:
+def resolve_destination(folder: str, name: str, base: Path | None = None) -> Path:
     """The path for a new file ``name`` in ``folder``, subfolders allowed and made.
 
-    Raises CheckpointError for a name that is absolute, leaves the folder by ``..`` or a link, or is
-    no file name.
+    ``base`` is the configured folder where ``folder`` has several. Raises CheckpointError for a name
+    that is absolute, leaves the folder by ``..`` or a link, or is no file name.
     """
-    base = base_folder(folder)
+    base = base or base_folder(folder)
     parts = [part for part in re.split(r"[/\\]", name.strip()) if part not in ("", ".")]
     bad = (
         not parts
@@ -81,7 +90,10 @@ def resolve_destination(folder: str, name: str) -> Path:
 
 
 def _inside(path: str, root: str) -> bool:
-    return os.path.commonpath((path, root)) == root
+    try:
+        return os.path.commonpath((path, root)) == root
+    except ValueError:  # on different drives
+        return False
 
 
 def next_output_path(prefix: str) -> Path:

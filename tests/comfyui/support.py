@@ -79,7 +79,7 @@ def least_snr(format: str) -> float:
     return LEAST_SNR.get(format, 32.0)
 
 
-def lora(strength: float = 0.3, layers: tuple[str, ...] = ("qkv", "linear1")) -> dict[str, Tensor]:
+def lora(strength: float = 0.8, layers: tuple[str, ...] = ("qkv", "linear1")) -> dict[str, Tensor]:
     """A LoRA that visibly changes the demo model, rank 4, as a file holds it."""
     generator = torch.Generator().manual_seed(5)
     state = {}

