@@ -46,7 +46,8 @@ class Row:
         bits: bits a weight over the quantized layers, scales included.
         bytes: size of the whole file.
         snr: 10·log10(‖z‖² / ‖z − ẑ‖²) in dB over the final latents of the ten digits.
-        quantize_seconds, sample_seconds: time taken here.
+        quantize_seconds: time taken here; None where it is part of sampling.
+        sample_seconds: time for the ten digits.
     """
 
     name: str
@@ -54,7 +55,7 @@ class Row:
     bits: float
     bytes: int
     snr: float
-    quantize_seconds: float
+    quantize_seconds: float | None
     sample_seconds: float
 
 
@@ -150,7 +151,7 @@ def run_demo(
     tell(ORIGINAL, 0)
     reference, seconds = paint(load_plain(source))
     latents.append(reference)
-    rows.append(Row(ORIGINAL, True, 16.0, source.stat().st_size, math.inf, 0.0, seconds))
+    rows.append(Row(ORIGINAL, True, 16.0, source.stat().st_size, math.inf, None, seconds))
     for index, recipe in enumerate(recipes):
         name = name_of(recipe)
         tell(name, index + 1)
@@ -217,9 +218,10 @@ def table(rows: Sequence[Row]) -> str:
     cells = [("format", "bits/weight", "bytes", "latent SNR dB", "quantize s", "sample s")]
     for row in rows:
         snr = f"{row.snr:.1f}" if math.isfinite(row.snr) else "-"
+        taken = "-" if row.quantize_seconds is None else f"{row.quantize_seconds:.1f}"
         cells.append((
             row.name if row.stock else f"{row.name} *", f"{row.bits:.2f}", f"{row.bytes:,}", snr,
-            f"{row.quantize_seconds:.1f}", f"{row.sample_seconds:.1f}",
+            taken, f"{row.sample_seconds:.1f}",
         ))  # fmt: skip
     widths = [max(len(line[column]) for line in cells) for column in range(len(cells[0]))]
     lines = []

@@ -169,8 +169,8 @@ def _format_inputs(recipe: Recipe) -> dict[str, Any]:
 def _row(name: str, recipe: Recipe | None, snr: float, seconds: float) -> Row:
     if recipe is None:
         size = (FOLDER / MODEL_FILE).stat().st_size
-        return Row(name, True, 16.0, size, math.inf, 0.0, seconds)
-    return Row(name, *sizes(recipe), snr, 0.0, seconds)
+        return Row(name, True, 16.0, size, math.inf, None, seconds)
+    return Row(name, *sizes(recipe), snr, None, seconds)
 
 
 def find_comfyui() -> str | Path:

@@ -100,6 +100,10 @@ def start_server(comfyui: Path) -> Iterator[tuple[Server, Path]]:
             port = probe.getsockname()[1]
         command = [python, "main.py", "--listen", "127.0.0.1", "--port", port]
         command += ["--base-directory", base, "--disable-auto-launch"]
+        command += [
+            "--database-url",
+            "sqlite:///:memory:",
+        ]  # by default it lies in ComfyUI's folder
         checked = subprocess.run([python, "-c", _CHECK], capture_output=True, text=True)
         if checked.stdout.strip() != "True":
             command.append("--cpu")

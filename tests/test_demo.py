@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from roundsmith.converters.demo import ORIGINAL, load_flux, name_of, run_demo, variants
+from roundsmith.converters.demo_comfyui import QUANTIZE, WORKFLOW, run_demo_comfyui
 from roundsmith.converters.demo_workflow import find, only_for, to_prompt
 from roundsmith.errors import FormatError, RoundsmithError
 from roundsmith.tests.models import FOLDER, MODEL_FILE, VAE_FILE, taesd, text
@@ -200,8 +201,11 @@ def test_install_needs_a_comfyui(tmp_path):
 def test_training_is_reproducible(monkeypatch):
     from roundsmith.tests.models import train
 
+    monkeypatch.setattr(train, "SHORT_BATCH", 8)
+    monkeypatch.setattr(train, "FULL_BATCH", 4)
+    monkeypatch.setattr(train, "TEMPLATES", train.TEMPLATES[:1])
     monkeypatch.setattr(train, "Prompts", cache(train.Prompts))
-    first, second = (train.train_flux(0.004).state_dict() for _ in range(2))
+    first, second = (train.train_flux(0.006).state_dict() for _ in range(2))
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
@@ -286,3 +290,15 @@ def test_a_prompt_is_cut_to_what_an_output_needs():
 def test_a_node_the_server_lacks_is_named():
     with pytest.raises(RoundsmithError, match="'Quantize'"):
         to_prompt(graph(), {name: INFO[name] for name in ("UNETLoader", "KSampler")})
+
+
+def test_where_no_comfyui_answers_the_message_says_what_to_do(tmp_path):
+    with pytest.raises(RoundsmithError, match=r"no ComfyUI answers at \S+:9 .*folder"):
+        run_demo_comfyui(tmp_path, "127.0.0.1:9")
+
+
+def test_the_shipped_workflow_is_the_one_the_demo_runs():
+    graph = json.loads(WORKFLOW.read_text(encoding="utf-8"))
+    kinds = {node["type"] for node in graph["nodes"]}
+    assert {"UNETLoader", "CLIPLoader", "VAELoader", "KSampler", "VAEDecode", QUANTIZE} <= kinds
+    assert MODEL_FILE in json.dumps(graph)

@@ -40,6 +40,7 @@ def install(comfyui: str | Path) -> list[Path]:
         partial = path.with_name(f".{path.name}.{os.getpid()}.roundsmith-partial")
         try:
             make(partial)
+            shutil.copymode(FOLDER / MODEL_FILE, partial)
             partial.replace(path)
         finally:
             partial.unlink(missing_ok=True)
