@@ -61,8 +61,8 @@ def base_folder(folder: str) -> Path:
 def resolve_destination(folder: str, name: str, base: Path | None = None) -> Path:
     """The path for a new file ``name`` in ``folder``, subfolders allowed and made.
 
-    ``base`` is the configured folder where ``folder`` has several. Raises CheckpointError for a name
-    that is absolute, leaves the folder by ``..`` or a link, or is no file name.
+    ``base`` is the configured folder where ``folder`` has several. Raises CheckpointError for a
+    name that is absolute, leaves the folder by ``..`` or a link, or is no file name.
     """
     base = base or base_folder(folder)
     parts = [part for part in re.split(r"[/\\]", name.strip()) if part not in ("", ".")]

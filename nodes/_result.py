@@ -7,6 +7,18 @@ from typing import Any
 from comfy_api.latest import io, ui
 
 from ..bridge.progress import show_text
+from ..converters import Report
+
+
+def brief(report: Report) -> str:
+    """A report in two short lines, to be read on a node."""
+    kept = sum(layer.action == "keep" for layer in report.layers)
+    sizes = f"{report.bytes_before / 1e6:,.1f} MB → {report.bytes_after / 1e6:,.1f} MB"
+    quality = "" if report.mean_snr is None else f", SNR {report.mean_snr:.1f} dB"
+    lines = [f"{sizes}{quality}", f"{report.quantized} layers quantized, {kept} kept"]
+    if report.warnings:
+        lines[1] += f", {len(report.warnings)} warnings: see the report"
+    return "\n".join(lines)
 
 
 def with_report(result: Any, report: str, summary: str) -> io.NodeOutput:

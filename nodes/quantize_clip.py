@@ -8,7 +8,7 @@ from comfy_api.latest import io
 
 from ..bridge.quantizing import quantize_clip
 from ._recipe import format_input, make_recipe, recipe_inputs
-from ._result import with_report
+from ._result import brief, with_report
 
 
 class QuantizeCLIP(io.ComfyNode):
@@ -40,5 +40,5 @@ class QuantizeCLIP(io.ComfyNode):
     def execute(cls, clip: Any, format: dict[str, Any], **options: Any) -> io.NodeOutput:
         quantized, reports = quantize_clip(clip, make_recipe(format, **options))
         table = "\n\n".join(f"{name}\n{report.table()}" for name, report in reports)
-        summary = "\n".join(f"{name}: {report.summary()}" for name, report in reports)
+        summary = "\n".join(f"{name}: {brief(report)}" for name, report in reports)
         return with_report(quantized, table, summary)

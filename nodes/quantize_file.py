@@ -9,7 +9,7 @@ from comfy_api.latest import io
 from ..bridge.files import quantize_file
 from ..bridge.paths import FOLDERS, list_sources
 from ._recipe import format_input, make_recipe, recipe_inputs
-from ._result import with_report
+from ._result import brief, with_report
 
 
 class QuantizeFile(io.ComfyNode):
@@ -74,4 +74,4 @@ class QuantizeFile(io.ComfyNode):
     ) -> io.NodeOutput:
         recipe = make_recipe(format, **options)
         path, report = quantize_file(source, folder, filename, recipe, overwrite)
-        return with_report(str(path), report.table(), f"{path.name}\n{report.summary()}")
+        return with_report(str(path), report.table(), f"{path.name}\n{brief(report)}")

@@ -8,7 +8,7 @@ from comfy_api.latest import io
 
 from ..bridge.quantizing import quantize_model
 from ._recipe import format_input, make_recipe, recipe_inputs
-from ._result import with_report
+from ._result import brief, with_report
 
 
 class QuantizeModel(io.ComfyNode):
@@ -39,4 +39,4 @@ class QuantizeModel(io.ComfyNode):
     @classmethod
     def execute(cls, model: Any, format: dict[str, Any], **options: Any) -> io.NodeOutput:
         quantized, report = quantize_model(model, make_recipe(format, **options))
-        return with_report(quantized, report.table(), report.summary())
+        return with_report(quantized, report.table(), brief(report))

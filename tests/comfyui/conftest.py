@@ -14,10 +14,11 @@ import pytest
 from roundsmith import dev
 from roundsmith.tests.conftest import why_no_comfyui
 
-BASE = Path(tempfile.mkdtemp(prefix="roundsmith-comfyui-"))
+BASE = Path()
 """ComfyUI's base directory while these tests run."""
 
 if why_no_comfyui() is None:
+    BASE = Path(tempfile.mkdtemp(prefix="roundsmith-comfyui-"))
     sys.path.insert(0, str(dev.find_comfyui()))
     (BASE / "models").mkdir()
     import comfy.options

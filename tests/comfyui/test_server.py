@@ -7,7 +7,7 @@ import time
 import pytest
 
 from roundsmith import dev
-from roundsmith.tests.models import MODEL_FILE, TEXT_ENCODER_FILE
+from roundsmith.tests.models import MODEL_FILE, TEXT_ENCODER_FILE, VAE_FILE
 
 from .client import PromptError
 from .workflow import to_prompt
@@ -124,3 +124,39 @@ def test_inspect_shows_formats(server):
     }
     text = server.run(prompt)["1"]["text"][0]
     assert "int8_tensorwise" in text and "flux" in text
+
+
+def test_load_and_save_nodes(server):
+    """Every loader into every saver; the checkpoint saved is loaded, quantized and sampled."""
+    name = MODEL_FILE.replace(".safetensors", "-int8.safetensors")
+    clip = {"files": "1", "files.clip_name1": TEXT_ENCODER_FILE, "files.type": "stable_diffusion"}
+    model, text = ["1", 0], ["2", 0]
+    prefix = "filename_prefix"
+    server.run(
+        {
+            "1": node("LoadDiffusionModel", unet_name=name),
+            "2": node("LoadCLIP", **clip, device="default"),
+            "3": {"class_type": "VAELoader", "inputs": {"vae_name": VAE_FILE}},
+            "4": node("SaveModel", model=model, **{prefix: "saved/model"}),
+            "5": node("SaveCLIP", clip=text, **{prefix: "saved/clip"}),
+            "6": node("SaveCheckpoint", model=model, vae=["3", 0], **{prefix: "saved/all"}),
+        }
+    )
+    saved = sorted(path.name for path in (server.base / "output" / "saved").iterdir())
+    expected = ["all_00001_", "clip_clip_l_00001_", "model_00001_"]
+    assert saved == [f"{stem}.safetensors" for stem in expected]
+    checkpoint = server.base / "models" / "checkpoints" / "saved.safetensors"
+    (server.base / "output" / "saved" / "all_00001_.safetensors").rename(checkpoint)
+    outputs = server.run(
+        {
+            "1": node("LoadCheckpoint", ckpt_name="saved.safetensors"),
+            "2": node("QuantizeModel", model=model, **{**INT8, **RECIPE, "format": "nvfp4"}),
+            "3": node("SaveModel", model=["2", 0], **{prefix: "saved/again"}),
+        }
+    )
+    assert "32 layers quantized" in outputs["2"]["text"][0]
+
+
+def node(name, **inputs):
+    """A node of the pack in a prompt."""
+    return {"class_type": f"Roundsmith{name}", "inputs": inputs}
