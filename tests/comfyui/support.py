@@ -18,7 +18,9 @@ from roundsmith.bridge.loading import load_diffusion_model
 from roundsmith.layouts import formats
 from roundsmith.tests.models.text import encode
 
-STEPS = 3
+STEPS = 2
+TOKENS = 8
+"""Of a prompt's 77: the rest is padding, and costs most of the time on a CPU."""
 CASES = [(name, {}) for name in formats()] + [
     ("int8_tensorwise", {"scaling": "tensor"}),
     ("int8_tensorwise", {"convrot": 64}),
@@ -40,7 +42,7 @@ def case_id(value: Any) -> str:
 def conditioning(prompt: str = "a handwritten three") -> list[Any]:
     """Conditioning the demo's text encoder gives, without running ComfyUI's."""
     context, pooled = encode([prompt])
-    return [[context, {"pooled_output": pooled}]]
+    return [[context[:, :TOKENS], {"pooled_output": pooled}]]
 
 
 @torch.inference_mode()

@@ -27,7 +27,7 @@ def save(model, name):
 
 def raw(tensors):
     """Tensors as bytes, so that FP8 ones can be compared."""
-    return {name: (t.dtype, t.shape, t.view(torch.uint8)) for name, t in tensors.items()}
+    return {name: (t.dtype, t.shape, t.reshape(-1).view(torch.uint8)) for name, t in tensors.items()}
 
 
 @pytest.mark.parametrize(("format", "options"), CASES, ids=case_id)
