@@ -110,10 +110,14 @@ class Server:
             node, text = message[8 : 8 + length].decode(), message[8 + length :].decode()
             self.messages.append(("progress_text", (node, text)))
 
+    def text(self, path: str) -> str:
+        """GET, text back."""
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=30) as response:
+            return response.read().decode()
+
     def get(self, path: str) -> Any:
         """GET, JSON back."""
-        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=30) as response:
-            return json.load(response)
+        return json.loads(self.text(path))
 
     def post(self, path: str, data: Mapping[str, Any]) -> Any:
         """POST JSON; JSON back, or None where the answer is empty. A refusal raises."""

@@ -26,8 +26,8 @@ def save(model, name):
 
 
 def raw(tensors):
-    """Tensors as bytes, so that FP8 ones can be compared."""
-    return {name: (t.dtype, t.shape, t.reshape(-1).view(torch.uint8)) for name, t in tensors.items()}
+    """Tensors as dtype, shape and bytes, so that FP8 ones can be compared."""
+    return {n: (t.dtype, t.shape, t.reshape(-1).view(torch.uint8)) for n, t in tensors.items()}
 
 
 @pytest.mark.parametrize(("format", "options"), CASES, ids=case_id)

@@ -160,3 +160,10 @@ def test_load_and_save_nodes(server):
 def node(name, **inputs):
     """A node of the pack in a prompt."""
     return {"class_type": f"Roundsmith{name}", "inputs": inputs}
+
+
+def test_templates_and_help_pages_are_served(server):
+    """The template browser lists the workflows; the help panel finds the pages."""
+    templates = server.get("/workflow_templates")["roundsmith"]
+    assert {path.stem for path in WORKFLOWS} <= set(templates)
+    assert "# " in server.text("/extensions/roundsmith/docs/RoundsmithQuantizeModel.md")
