@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import shutil
 import sys
 import tempfile
@@ -19,6 +20,7 @@ BASE = Path()
 
 if why_no_comfyui() is None:
     BASE = Path(tempfile.mkdtemp(prefix="roundsmith-comfyui-"))
+    atexit.register(shutil.rmtree, BASE, ignore_errors=True)
     sys.path.insert(0, str(dev.find_comfyui()))
     (BASE / "models").mkdir()
     import comfy.options
@@ -31,16 +33,15 @@ if why_no_comfyui() is None:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def base() -> Iterator[Path]:
-    """The base directory, with the demo's files in ``models``; gone after the session."""
+def base() -> Path:
+    """The base directory, with the demo's files in ``models``; gone when Python ends."""
     from roundsmith.tests.models.install import install
 
     for folder in ("output", "input", "temp", "custom_nodes", "models/loras", "models/checkpoints"):
         (BASE / folder).mkdir(exist_ok=True, parents=True)
     install(BASE)
     _write_quantized()
-    yield BASE
-    shutil.rmtree(BASE, ignore_errors=True)
+    return BASE
 
 
 def _write_quantized() -> None:
