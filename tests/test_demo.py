@@ -172,7 +172,7 @@ def test_an_unknown_word_is_named():
         text.encode(["a handwritten cat"])
 
 
-def test_install_writes_the_three_files_and_nothing_else(tmp_path):
+def test_install_writes_its_files_and_nothing_else(tmp_path):
     (tmp_path / "models").mkdir()
     (tmp_path / "models" / "vae").mkdir()
     written = install(tmp_path)
@@ -180,6 +180,7 @@ def test_install_writes_the_three_files_and_nothing_else(tmp_path):
     assert found == sorted(written)
     assert {path.parent.name for path in written} == {"diffusion_models", "text_encoders", "vae"}
     assert all(path.name.startswith("roundsmith-demo-") for path in written)
+    assert len(written) == 4
     encoder = next(path for path in written if path.parent.name == "text_encoders")
     with safe_open(encoder, "pt") as file:
         shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118

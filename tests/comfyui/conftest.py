@@ -40,19 +40,7 @@ def base() -> Path:
     for folder in ("output", "input", "temp", "custom_nodes", "models/loras", "models/checkpoints"):
         (BASE / folder).mkdir(exist_ok=True, parents=True)
     install(BASE)
-    _write_quantized()
     return BASE
-
-
-def _write_quantized() -> None:
-    """The quantized file a workflow loads, where the demo does not come with it."""
-    from roundsmith.converters import Recipe, quantize_file
-    from roundsmith.tests.models import MODEL_FILE
-
-    folder = BASE / "models" / "diffusion_models"
-    path = folder / MODEL_FILE.replace(".safetensors", "-int8.safetensors")
-    if not path.exists():
-        quantize_file(folder / MODEL_FILE, path, Recipe(format="int8_tensorwise", convrot="auto"))
 
 
 @pytest.fixture(scope="session")

@@ -8,17 +8,18 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from . import FOLDER, MODEL_FILE, TEXT_ENCODER_FILE, VAE_FILE
+from ...converters import Recipe, quantize_file
+from . import FOLDER, MODEL_FILE, QUANTIZED_FILE, TEXT_ENCODER_FILE, VAE_FILE
 from .text import write_encoder
 
 
 def install(comfyui: str | Path) -> list[Path]:
-    """Copy the demo's model and decoder, and generate its text encoder, into a ComfyUI.
+    """Put the demo's model (as trained, and in INT8), decoder and text encoder into a ComfyUI.
 
     Args:
         comfyui: ComfyUI's folder or a base directory: the one that holds ``models``.
 
-    Returns the three files. One that is there already is written again: the names are the demo's
+    Returns the files. One that is there already is written again: the names are the demo's
     own, and each appears only when complete.
     """
     models = Path(comfyui).expanduser() / "models"
@@ -28,8 +29,13 @@ def install(comfyui: str | Path) -> list[Path]:
     def copy(name: str) -> Callable[[Path], object]:
         return lambda path: shutil.copyfile(FOLDER / name, path)
 
+    def quantize(path: Path) -> object:
+        recipe = Recipe(format="int8_tensorwise", convrot="auto")
+        return quantize_file(FOLDER / MODEL_FILE, path, recipe, overwrite=True)
+
     makers: dict[str, Callable[[Path], object]] = {
         f"diffusion_models/{MODEL_FILE}": copy(MODEL_FILE),
+        f"diffusion_models/{QUANTIZED_FILE}": quantize,
         f"vae/{VAE_FILE}": copy(VAE_FILE),
         f"text_encoders/{TEXT_ENCODER_FILE}": write_encoder,
     }
