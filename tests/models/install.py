@@ -8,7 +8,8 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from ...converters import Recipe, quantize_file
+from roundsmith.converters import Recipe, quantize_file
+
 from . import FOLDER, MODEL_FILE, QUANTIZED_FILE, TEXT_ENCODER_FILE, VAE_FILE
 from .text import write_encoder
 
