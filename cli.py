@@ -120,13 +120,18 @@ def _quantize(args: argparse.Namespace) -> int:
     from .converters import quantize_file
 
     recipe = _recipe(args)
-    src = args.src
+    if args.report is not None and not args.report.resolve().parent.is_dir():
+        raise RecipeError(f"--report {args.report}: there is no folder {args.report.parent}")
+    src = args.src.resolve()
     stem = src.name.removesuffix(".index.json").removesuffix(".safetensors")
     dst = args.dst or src.with_name(f"{stem}-{recipe.format}.safetensors")
     with _Bar(silent=args.json) as bar:
-        report = quantize_file(src, dst, recipe, progress=bar, overwrite=args.overwrite)
+        report = quantize_file(args.src, dst, recipe, progress=bar, overwrite=args.overwrite)
     if args.report is not None:
-        args.report.write_text(report.json(), encoding="utf-8")
+        try:
+            args.report.write_text(report.json(), encoding="utf-8")
+        except OSError as error:
+            print(f"roundsmith: cannot write {args.report}: {error.strerror}", file=sys.stderr)
     if args.json:
         print(report.json())
     elif args.table:

@@ -75,6 +75,7 @@ def convert(
     model = ModelView(source)
     device = _device(recipe.device)
     bad: dict[str, str] = {}
+    warnings: list[str] = []
     while True:
         plan = make_plan(model, recipe, bad)
         with _Workers(device) as workers:
@@ -85,7 +86,12 @@ def convert(
                 break
             except _NonFiniteError as found:
                 bad.update(run.find_nonfinite(found.layer))
-    warnings = [f"{layer}: {reason}" for layer, reason in bad.items()]
+            except torch.OutOfMemoryError:
+                if device.type == "cpu":
+                    raise
+                warnings.append(f"{device} ran out of memory: rounded on the CPU instead")
+                device = torch.device("cpu")
+    warnings += [f"{layer}: {reason}" for layer, reason in bad.items()]
     seconds = time.perf_counter() - began
     return make_report(plan, run.snr, warnings, seconds, recipe.to_json())
 
@@ -95,6 +101,8 @@ def _device(name: str) -> torch.device:
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
+        if device.type not in ("cpu", "cuda"):
+            raise RuntimeError("rounding runs on cpu or cuda")
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise RecipeError(

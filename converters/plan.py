@@ -5,7 +5,6 @@ is read.
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -14,12 +13,12 @@ import torch
 
 from ..checkpoints import Entry, checkpoint_size, encode_conf, layers_metadata
 from ..checkpoints.quantization import HEADER_KEY
-from ..errors import FormatError
 from ..layouts import Spec, get_format
 from .model import ModelView
 from .presets import Policy, resolve
-from .recipe import METADATA_KEY, Options, Recipe
+from .recipe import METADATA_KEY, Options, Recipe, search_pattern
 from .source import Description
+from .stored import empty_parts
 
 Action = Literal["quantize", "keep", "remove", "copy"]
 _TINY = 128 * 128
@@ -166,7 +165,7 @@ def _options(
             return (None, why) if rule.skip else (rule.over(recipe), "" if len(shape) == 2 else why)
     decision = policy.decide(layer, shape)
     reason = decision.reason if decision.action == "keep" else ""
-    excluded = next((p for p in recipe.exclude if re.search(p, layer)), None)
+    excluded = next((p for p in recipe.exclude if search_pattern(p, layer)), None)
     if excluded is not None:
         reason = reason or f"exclude: {excluded}"
     if reason:
@@ -197,14 +196,7 @@ def _kept(model: ModelView, name: str, reason: str) -> TensorPlan:
         entries = {name: model.described(name).entry}
         return TensorPlan(name, "keep", shape, None, None, reason, entries, None, before)
     layer = name.removesuffix(".weight")
-    described = {s: model.described(n) for s, n in stored.parts.items()}
-    meta = {s: torch.empty(d.shape, dtype=d.dtype, device="meta") for s, d in described.items()}
-    try:
-        parts = stored.format.normalise(meta, stored.conf)
-    except (RuntimeError, KeyError) as error:
-        raise FormatError(
-            f"layer {layer!r}: its tensors do not fit {stored.format.id}: {error}"
-        ) from error
+    parts = stored.format.normalise(empty_parts(model.source, stored.parts), stored.conf)
     entries = {f"{layer}.{s}": (t.dtype, tuple(t.shape)) for s, t in parts.items()}
     entries[f"{layer}.comfy_quant"] = (torch.uint8, (len(encode_conf(stored.conf)),))
     reason = f"{reason}; already {stored.format.id}"

@@ -7,10 +7,10 @@ same recipe, so any file tells how it was made and can be made again.
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 from typing import Any, Literal
 
+import regex
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from ..errors import FormatError, RecipeError
@@ -18,6 +18,7 @@ from ..layouts import get_format
 
 METADATA_KEY = "roundsmith_recipe"
 _MAX_PATTERN = 1000
+_MATCH_SECONDS = 0.5
 
 
 class _Strict(BaseModel):
@@ -88,7 +89,7 @@ class Rule(Options):
 
     def matches(self, layer: str) -> bool:
         """Whether the rule speaks of ``layer``."""
-        return re.search(self.match, layer) is not None
+        return search_pattern(self.match, layer)
 
 
 class Recipe(Options):
@@ -161,10 +162,25 @@ def check_pattern(pattern: str) -> str:
     if len(pattern) > _MAX_PATTERN:
         raise ValueError(f"pattern of {len(pattern)} characters; at most {_MAX_PATTERN}")
     try:
-        re.compile(pattern)
-    except re.error as error:
+        regex.compile(pattern)
+    except regex.error as error:
         raise ValueError(f"bad regular expression {pattern!r}: {error}") from error
     return pattern
+
+
+def search_pattern(pattern: str, layer: str) -> bool:
+    """Whether ``pattern`` is found in a layer's name.
+
+    Patterns may come from a stranger's workflow: one that backtracks without end raises
+    :class:`RecipeError` after half a second.
+    """
+    try:
+        return regex.search(pattern, layer, timeout=_MATCH_SECONDS) is not None
+    except TimeoutError as error:
+        raise RecipeError(
+            f"pattern {pattern!r} takes too long on {layer!r}: avoid a repeated group inside a "
+            "repeated group"
+        ) from error
 
 
 def _explain(what: str, error: ValidationError) -> str:

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from ..checkpoints import read_layers
+from ..errors import FormatError
 from ..layouts import Format, identify
 from .source import Source
 
@@ -82,7 +83,12 @@ def _add(
     found: StoredLayers, source: Source, layer: str, conf: dict[str, Any], parts: dict[str, str]
 ) -> None:
     shapes = {suffix: tuple(source.tensors[name].shape) for suffix, name in parts.items()}
-    fmt = identify(conf, shapes, source.tensors[parts["weight"]].dtype, layer)
+    dtype = source.tensors[parts["weight"]].dtype
+    fmt = identify(conf, shapes, dtype, layer)
+    try:
+        fmt.normalise(empty_parts(source, parts), conf)
+    except FormatError as error:
+        raise FormatError(f"layer {layer!r}: {error}") from error
     if fmt.id != conf["format"]:
         if conf["format"] not in fmt.aliases:
             found.notes.append(f"{layer}: labelled {conf['format']}, its tensors are {fmt.id}")
@@ -133,6 +139,16 @@ def _add_guessed(
     if full_precision:
         conf["full_precision_matrix_mult"] = True
     _add(found, source, layer, conf, parts)
+
+
+def empty_parts(source: Source, parts: Mapping[str, str]) -> dict[str, torch.Tensor]:
+    """The tensors of a layer without their values: shapes and dtypes only."""
+    found = {}
+    for suffix, name in parts.items():
+        described = source.tensors[name]
+        if described.dtype is not None:
+            found[suffix] = torch.empty(described.shape, dtype=described.dtype, device="meta")
+    return found
 
 
 def _elements(source: Source, name: str) -> int:

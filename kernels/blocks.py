@@ -17,8 +17,7 @@ def block_view(x: Tensor, rows: int, cols: int) -> Tensor:
 
 
 def blockwise_absmax(x: Tensor, rows: int, cols: int) -> Tensor:
-    """Largest magnitude of each block: ``x [M, N]`` → ``[M/rows, N/cols]``. NaN and Inf propagate.
-    """
+    """Largest magnitude of each block, ``[M/rows, N/cols]``. NaN and Inf propagate."""
     if rows == 1 or cols == x.shape[1]:  # one contiguous reduction, faster than two dimensions
         step = cols if rows == 1 else rows * cols
         return x.abs().view(-1, step).amax(dim=1).view(x.shape[0] // rows, -1)

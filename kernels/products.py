@@ -30,24 +30,32 @@ def _probe_int8(device: str) -> bool:
 
 
 @cache
-def _probe_float8(device: str) -> bool:
-    """Whether ``torch._scaled_mm`` takes one scale a row on ``device`` (CUDA, compute ≥ 8.9)."""
+def _probe_float8(device: str, out_dtype: torch.dtype) -> bool:
+    """Whether ``torch._scaled_mm`` takes one scale a row on ``device`` (CUDA, compute ≥ 8.9).
+
+    Sums over several groups need float32 out of it, which some devices have and others refuse.
+    """
     if not device.startswith("cuda"):
         return False
     a = torch.ones(32, 32, device=device).to(torch.float8_e4m3fn)
     one = torch.ones(32, 1, device=device)
     try:
-        y = torch._scaled_mm(a, a.t(), scale_a=one, scale_b=one.t(), out_dtype=torch.bfloat16)
+        y = torch._scaled_mm(a, a.t(), scale_a=one, scale_b=one.t(), out_dtype=out_dtype)
         return bool((y == 32).all())
     except (RuntimeError, NotImplementedError, TypeError):
         return False
 
 
-def hardware_product(dtype: torch.dtype, device: torch.device) -> bool:
-    """Whether ``device`` multiplies two matrices of ``dtype`` codes without decoding them."""
+def hardware_product(dtype: torch.dtype, device: torch.device, groups: int = 1) -> bool:
+    """Whether ``device`` multiplies matrices of ``dtype`` codes in ``groups`` without decoding."""
     if dtype == torch.int8:
         return _probe_int8(str(device))
-    return dtype in _FLOAT8 and _probe_float8(str(device))
+    return dtype in _FLOAT8 and _probe_float8(str(device), _partial_dtype(groups))
+
+
+def _partial_dtype(groups: int) -> torch.dtype:
+    """Dtype of FP8 partial products: what is summed over groups is float32."""
+    return torch.bfloat16 if groups == 1 else torch.float32
 
 
 def _int8_group(x: Tensor, w: Tensor) -> Tensor:
@@ -63,10 +71,11 @@ def _int8_group(x: Tensor, w: Tensor) -> Tensor:
     return torch._int_mm(x.contiguous(), w.contiguous().t())[:t, :n]
 
 
-def _fits_hardware(x: Tensor, w: Tensor, group: int) -> bool:
-    if not hardware_product(w.dtype, w.device):
+def _fits_hardware(w: Tensor, groups: int) -> bool:
+    if not hardware_product(w.dtype, w.device, groups):
         return False
-    return w.dtype == torch.int8 or (group % 16 == 0 and w.shape[0] % 16 == 0)
+    n, k = w.shape
+    return w.dtype == torch.int8 or (k // groups % 16 == 0 and n % 16 == 0)
 
 
 def scaled_linear(
@@ -93,7 +102,7 @@ def scaled_linear(
     """
     (t, k), n, groups = x.shape, w.shape[0], x_scale.shape[1]
     group = k // groups
-    if t == 0 or not _fits_hardware(x, w, group):
+    if t == 0 or not _fits_hardware(w, groups):
         y = dequantize(x, x_scale) @ dequantize(w, w_scale).t()
     else:
         rows = w_scale.float().repeat_interleave(n // w_scale.shape[0], dim=0)  # [N, G]
@@ -108,7 +117,7 @@ def scaled_linear(
                     w[:, part].contiguous().t(),
                     scale_a=x_scale[:, g, None].contiguous(),
                     scale_b=rows[None, :, g].contiguous(),
-                    out_dtype=torch.bfloat16 if groups == 1 else torch.float32,
+                    out_dtype=_partial_dtype(groups),
                 )
     if bias is not None:
         y += bias

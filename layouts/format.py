@@ -211,8 +211,8 @@ class Format:
         """Shape of the layer's weight: ``orig_shape`` of the JSON where valid, else the codes'."""
         padded = tuple(self.unpack_codes(parts["weight"]).shape)
         shape = conf.get("orig_shape")
-        if isinstance(shape, list) and len(shape) == 2:
-            m, n = int(shape[0]), int(shape[1])
+        if isinstance(shape, list) and len(shape) == 2 and all(type(x) is int for x in shape):
+            m, n = shape
             if self.padded_shape((m, n)) == padded:
                 return m, n
         return padded[0], padded[1]

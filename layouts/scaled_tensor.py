@@ -74,7 +74,7 @@ class ScaledLayout(QuantizedLayout):
             scale_ndim: dimensions of the stored scale, 0 to 3; by default 2.
         """
         matrix = tensor.reshape(-1, tensor.shape[-1])
-        values = matrix.to(torch.float32)
+        values = matrix.to(torch.float32).contiguous()
         shape = (matrix.shape[0], matrix.shape[1])
         geometry = Geometry(*block)
         if isinstance(scale, Tensor):
@@ -155,7 +155,7 @@ def _multiply(x: Any, weight: QuantizedTensor, bias: Tensor | None) -> Tensor:
     ):
         x = x.dequantize()
     if not isinstance(x, QuantizedTensor):
-        if not hardware_product(codes.dtype, codes.device):
+        if not hardware_product(codes.dtype, codes.device, w_scale.shape[1]):
             w = _stored(weight).to(x.dtype)
             return torch.nn.functional.linear(x, w, None if bias is None else bias.to(x.dtype))
         x = QuantizedTensor.from_float(x, weight._layout_cls, block=(1, group))

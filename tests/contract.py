@@ -214,6 +214,17 @@ class FormatContract:
         assert found.dtype == torch.float32
         assert snr(exact + (0 if bias is None else bias), found) >= min(self.ACTIVATION_SNR, 100)
 
+    def test_transposed_inputs(self) -> None:
+        """What ``flatten(2).transpose(1, 2)`` gives: rows that are not contiguous."""
+        q, x = self.quantized(weights("random")), torch.randn(1, 256, 7).transpose(1, 2)
+        with torch.inference_mode():
+            found = torch.nn.functional.linear(x, q)
+        assert snr(torch.nn.functional.linear(x.contiguous(), q), found) > 100
+        again = q.requantize_from_float(weights("random").t().contiguous().t())
+        assert torch.equal(
+            again.dequantize(), q.requantize_from_float(weights("random")).dequantize()
+        )
+
     def test_moving_and_casting_keep_the_weights(self) -> None:
         q = self.quantized(weights("random"))
         half = q.to(torch.bfloat16)

@@ -42,6 +42,14 @@ def test_plan_and_quantize_agree_to_the_byte(model: Path, capsys: pytest.Capture
     assert "the file would take" in capsys.readouterr().out
 
 
+def test_a_folder_as_source(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(model.parent)
+    assert main(["quantize", ".", "--format", "nvfp4"]) == 0
+    made = model.parent.with_name(f"{model.parent.name}-nvfp4.safetensors")
+    assert made.exists()
+    made.unlink()
+
+
 def test_inspect(model: Path, capsys: pytest.CaptureFixture) -> None:
     assert main(["quantize", str(model), "--format", "int8_lodewise"]) == 0
     capsys.readouterr()
@@ -78,6 +86,8 @@ def test_a_recipe_file_and_flags_over_it(model: Path, capsys: pytest.CaptureFixt
         (["--convrot", "many"], 2, "give a group size or auto"),
         (["--preset", "nobody"], 2, "unknown preset 'nobody'"),
         (["--device", "tpu9"], 2, "device 'tpu9' is not usable"),
+        (["--device", "meta"], 2, "rounding runs on cpu or cuda"),
+        (["--report", "nowhere/report.json"], 2, "there is no folder nowhere"),
     ],
 )
 def test_bad_settings(

@@ -65,10 +65,10 @@ class Int8Tensorwise(Format):
     def normalise(self, parts: Parts, conf: Mapping[str, Any]) -> dict[str, Tensor]:
         """``[M]``, which core would broadcast along the columns, → ``[M, 1]``; ``[1]`` → ``[]``."""
         group = self.convrot_of(conf)
-        if group is not None and group not in GROUP_SIZES:
+        if group is not None and parts["weight"].shape[1] % group:
             raise FormatError(
-                f"{self.id}: ConvRot group size {group} is not one of {GROUP_SIZES}; no runtime "
-                "rotates activations by it. Convert the original model again."
+                f"{self.id}: ConvRot group size {group} does not divide the "
+                f"{parts['weight'].shape[1]} inputs; the file is damaged"
             )
         scale = parts[FLOAT32_SCALE].float()
         rows = parts["weight"].shape[0]
@@ -87,7 +87,13 @@ class Int8Tensorwise(Format):
     def convrot_of(self, conf: Mapping[str, Any]) -> int | None:
         if not conf.get("convrot"):
             return None
-        return int(conf.get("convrot_groupsize", _DEFAULT_GROUP))
+        group = conf.get("convrot_groupsize", _DEFAULT_GROUP)
+        if group not in GROUP_SIZES:
+            raise FormatError(
+                f"{self.id}: ConvRot group size {group!r} is not one of {GROUP_SIZES}; no runtime "
+                "rotates activations by it. Convert the original model again."
+            )
+        return int(group)
 
     def layout_params(self, parts: Parts, conf: Mapping[str, Any]) -> dict[str, Any]:
         group = self.convrot_of(conf)

@@ -228,6 +228,26 @@ def test_an_unusable_device_is_named(flux: Path, tmp_path: Path) -> None:
         quantize_file(flux, tmp_path / "out", Recipe(device="cuda:77"))
 
 
+def test_a_full_gpu_moves_the_run_to_the_cpu(
+    flux: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Simulated: the device pretends to be a GPU without room."""
+    from roundsmith.converters import engine
+
+    real = engine._Run.carry_out
+
+    def carry_out(run: engine._Run, sink: object) -> None:
+        if run.device.type == "cuda":
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        real(run, sink)
+
+    monkeypatch.setattr(engine, "_device", lambda name: torch.device("cuda"))
+    monkeypatch.setattr(engine._Run, "carry_out", carry_out)
+    report = quantize_file(flux, tmp_path / "out.safetensors")
+    assert report.quantized == 3
+    assert any("ran out of memory: rounded on the CPU" in text for text in report.warnings)
+
+
 @pytest.mark.parametrize("inference", [False, True])
 @pytest.mark.parametrize("name", list(roundsmith.layouts.formats()))
 def test_modules_run_at_once(name: str, inference: bool) -> None:

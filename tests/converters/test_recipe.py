@@ -193,3 +193,33 @@ def test_contradicting_layers_are_named() -> None:
     tensors["fc.comfy_quant"] = encode_conf({"format": "int3_magic"})
     with pytest.raises(FormatError, match=r"layer 'fc' has the unknown format 'int3_magic'"):
         ModelView(MemorySource(tensors))
+
+
+def test_a_pattern_that_never_ends_is_refused_in_time() -> None:
+    """A stranger's workflow may carry one."""
+    recipe = Recipe(exclude=(r"(?:[a-z0-9_.]|[a-z0-9_.]{2})+[A-Z]",))
+    with pytest.raises(RecipeError, match="takes too long on 'double_blocks"):
+        plan(recipe, {"double_blocks.0.img_attn.some_long_projection_name.weight": (64, 64)})
+
+
+@pytest.mark.parametrize(
+    ("conf", "message"),
+    [
+        ({"convrot": True, "convrot_groupsize": None}, "group size None is not one of"),
+        ({"convrot": True, "convrot_groupsize": 256}, "group size 256 does not divide the 100"),
+        ({"orig_shape": ["a", 2]}, None),
+    ],
+)
+def test_odd_json_is_named_or_ignored(conf: dict, message: str | None) -> None:
+    from roundsmith.checkpoints import encode_conf
+
+    tensors = {
+        "fc.weight": torch.zeros(64, 100, dtype=torch.int8),
+        "fc.weight_scale": torch.ones(64, 1),
+        "fc.comfy_quant": encode_conf({"format": "int8_tensorwise", **conf}),
+    }
+    if message is None:
+        assert ModelView(MemorySource(tensors)).shape("fc.weight") == (64, 100)
+        return
+    with pytest.raises(FormatError, match=f"layer 'fc': .*{message}"):
+        ModelView(MemorySource(tensors))
