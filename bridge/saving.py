@@ -65,7 +65,9 @@ def _collect_module(
         weight = original_tensor(patcher, weight_key)
         if isinstance(weight, QuantizedTensor):
             reader = _LayerReader(patcher, module, weight_key)
-            for suffix, tensor in file_tensors(module, weight).items():
+            stored = file_tensors(module, weight)
+            found[dot + "comfy_quant"] = plain(stored.pop("comfy_quant"))  # patches leave it as is
+            for suffix, tensor in stored.items():
                 found[dot + suffix] = Stored(
                     tensor.dtype, tuple(tensor.shape), lambda s=suffix, r=reader: r.read(s)
                 )
@@ -93,6 +95,7 @@ class _LayerReader:
         if not self._tensors:
             weight = patched_as_loaded(self._patcher, self._key)
             self._tensors = file_tensors(self._module, weight)
+            del self._tensors["comfy_quant"]
         return self._tensors.pop(suffix)
 
 

@@ -74,6 +74,32 @@ def test_a_lora_is_saved_as_it_runs(quantized, loaded):
     assert torch.equal(sample(load_ours(path)), expected)
 
 
+def test_one_patched_layer_is_held_at_a_time(quantized, monkeypatch):
+    """Each is computed once, when its turn comes, and let go before the next."""
+    model = with_lora(load_ours(quantized("float8_e4m3fn_rowwise")))
+    readers, held = [], []
+
+    class Watched(saving._LayerReader):
+        def __init__(self, *arguments):
+            super().__init__(*arguments)
+            readers.append(self)
+
+        def read(self, suffix):
+            tensor = super().read(suffix)
+            held.append(sum(bool(reader._tensors) for reader in readers))
+            return tensor
+
+    computed = []
+    as_loaded = saving.patched_as_loaded
+    monkeypatch.setattr(saving, "_LayerReader", Watched)
+    monkeypatch.setattr(
+        saving, "patched_as_loaded", lambda p, key: computed.append(key) or as_loaded(p, key)
+    )
+    save(model, "held")
+    assert readers and max(held) == 1 and held[-1] == 0
+    assert len(computed) == len(set(computed))
+
+
 def test_an_unquantized_model_is_saved(demo, reference):
     assert torch.equal(sample(load_stock(save(load_stock(demo), "plain"))), reference)
 
