@@ -69,13 +69,14 @@ def read_state_dict(path: str) -> StateDict:
 def _convert_legacy(state: StateDict) -> None:
     """fp8_scaled to comfy_quant, by ComfyUI's own conversion; then what that overlooks."""
     for marker in [k for k in state.tensors if k == "scaled_fp8" or k.endswith(".scaled_fp8")]:
-        converted, _ = comfy.utils.convert_old_quants(
-            state.tensors, marker.removesuffix("scaled_fp8"), metadata={}
-        )
+        prefix = marker.removesuffix("scaled_fp8")
+        before = {k for k in state.tensors if k.endswith(".comfy_quant")}
+        converted, _ = comfy.utils.convert_old_quants(state.tensors, prefix, metadata={})
         state.tensors = dict(converted)
         state.tensors.pop(marker, None)
-        for key in [k for k in state.tensors if k.endswith(".comfy_quant")]:
-            _fix_legacy_layer(state.tensors, key.removesuffix(".comfy_quant"))
+        for key in [k for k in state.tensors if k.endswith(".comfy_quant") and k not in before]:
+            if key.startswith(prefix):
+                _fix_legacy_layer(state.tensors, key.removesuffix(".comfy_quant"))
 
 
 def _fix_legacy_layer(tensors: dict[str, Tensor], layer: str) -> None:

@@ -137,6 +137,28 @@ def test_legacy_fp8_scaled(demo, reference):
     assert snr(reference, sample(model)) > 32
 
 
+def test_a_legacy_text_encoder_leaves_other_layers_alone(tmp_path):
+    """Only the layers its marker converted are looked at; an INT8 one keeps JSON and scale."""
+    conf = torch.tensor(list(b'{"format": "int8_tensorwise"}'), dtype=torch.uint8)
+    for name in ("model.diffusion_model.x", "te.y"):  # beside the marker's prefix, and under it
+        tensors = {
+            "te.scaled_fp8": torch.zeros(2, dtype=torch.float8_e4m3fn),
+            "te.fp8.weight": torch.ones(16, 16).to(torch.float8_e4m3fn),
+            "te.fp8.scale_weight": torch.tensor(2.0),
+            "te.high.weight": torch.ones(16, 16),
+            "te.high.scale_weight": torch.tensor(7.0),
+            f"{name}.weight": torch.ones(16, 16, dtype=torch.int8),
+            f"{name}.weight_scale": torch.full((16, 1), 0.5),
+            f"{name}.comfy_quant": conf,
+        }
+        path = tmp_path / f"{name}.safetensors"
+        save_file(tensors, path)
+        state = loading.read_state_dict(str(path))
+        assert state.formats == {"te.fp8": "float8_e4m3fn", name: "int8_tensorwise"}
+        assert torch.equal(state.tensors[f"{name}.weight_scale"], torch.full((16, 1), 0.5))
+        assert "te.high.weight_scale" not in state.tensors
+
+
 def test_damaged_and_foreign_files_are_named(demo, quantized):
     short = demo.with_name("short.safetensors")
     short.write_bytes(demo.read_bytes()[:-1000])
