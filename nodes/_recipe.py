@@ -83,8 +83,10 @@ def recipe_inputs() -> list[io.Input]:
             "scale_search",
             default=False,
             advanced=True,
-            tooltip="Try several scales for each block and keep the best. Slower; gains up to "
-            "1.5 dB, most in the small formats.",
+            tooltip="Try several scales for each block and keep the best. Slower. The model's "
+            "outputs gain up to 0.9 dB, most in float8_e4m3fn_block3d and nvfp4. Leave it off for "
+            "int8_tensorwise with scaling 'tensor' and for int8_blockwise: they lose 1.2 and "
+            "1.5 dB.",
         ),
         io.Boolean.Input(
             "full_precision_matmul",

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from comfy_api.latest import io, ui
 
-from ..bridge.files import inspect_file
-from ..bridge.paths import list_sources
+from ..bridge.paths import list_sources, resolve_source
 from ..bridge.progress import show_text
+from ..converters.inspection import inspect_file
 
 
 class InspectFile(io.ComfyNode):
@@ -18,8 +20,9 @@ class InspectFile(io.ComfyNode):
             node_id="RoundsmithInspectFile",
             display_name="Inspect Quantized File",
             category="Roundsmith",
-            description="Shows how each layer of a file is stored, what model it is, and what is "
-            "odd about it. Only the header and the layers' JSON are read.",
+            description="Shows how each layer of a file is stored, what model it is, which loaders "
+            "read it, how it was made and what is odd about it. Only the header and the layers' "
+            "JSON are read.",
             search_aliases=["file info", "show formats", "safetensors metadata"],
             is_output_node=True,
             inputs=[
@@ -31,13 +34,14 @@ class InspectFile(io.ComfyNode):
                 )
             ],
             outputs=[
-                io.String.Output("table", tooltip="A line for each layer."),
+                io.String.Output("table", tooltip="A line for each layer, then the totals."),
                 io.String.Output("json", tooltip="The same as JSON."),
             ],
         )
 
     @classmethod
     def execute(cls, source: str) -> io.NodeOutput:
-        found = inspect_file(source)
-        show_text(found.summary)
-        return io.NodeOutput(found.table, found.json, ui=ui.PreviewText(found.table))
+        found = replace(inspect_file(resolve_source(source)), path=source)
+        show_text(found.summary())
+        table = found.table()
+        return io.NodeOutput(table, found.json(), ui=ui.PreviewText(table))
