@@ -82,8 +82,10 @@ def resolve_destination(folder: str, name: str, base: Path | None = None) -> Pat
     path = base.joinpath(*parts)
     root = os.path.realpath(base)
     if path.is_symlink() or not _inside(os.path.realpath(path), root):
+        instead = "" if folder == "output" else "; choose folder 'output' instead"
         raise CheckpointError(
             f"destination {name!r} is refused: a link in it leads outside {FOLDERS[folder]}"
+            + instead
         )
     path.parent.mkdir(parents=True, exist_ok=True)
     return path

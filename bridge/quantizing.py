@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from ..converters import MemorySink, Recipe, Report, Rule, convert
 from ..errors import Cancelled, RoundsmithError
 from .cloning import clone_structure, copy_model, fill_parameters
+from .memory import make_room
 from .operations import custom_operations
 from .progress import NodeProgress, cancelled
 from .sources import PatchedWeights
@@ -84,6 +85,7 @@ def _quantize(
     operations: type,
     dtype: torch.dtype | None,
 ) -> tuple[Any, list[Part]]:
+    make_room(recipe, (tuple(parameter.shape) for parameter in patcher.model.parameters()))
     with patcher.use_ejected():
         sources = {prefix: PatchedWeights(patcher, prefix) for prefix in prefixes}
         parts = [_convert(source, recipe) for source in sources.values()]

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
-from roundsmith.bridge import files, paths
+from roundsmith.bridge import files, memory, paths
 from roundsmith.converters import Recipe
 from roundsmith.errors import CheckpointError, DestinationExistsError
+from roundsmith.nodes.inspect_file import InspectFile
 from roundsmith.tests.models import MODEL_FILE
 
 ESCAPES = [
@@ -54,6 +56,17 @@ def test_links_are_not_followed(base, tmp_path):
     assert list(tmp_path.iterdir()) == [target]
 
 
+def test_a_linked_model_folder_names_the_way_out(base, tmp_path):
+    """Models on another drive are read through a link; nothing is written through it."""
+    link = base / "models" / "diffusion_models" / "other-drive"
+    link.symlink_to(tmp_path, target_is_directory=True)
+    try:
+        with pytest.raises(CheckpointError, match="choose folder 'output' instead"):
+            paths.resolve_destination("diffusion_models", "other-drive/new", link.parent)
+    finally:
+        link.unlink()
+
+
 def test_names_inside_are_kept(base):
     path = paths.resolve_destination("output", "a folder/my model v1.2")
     assert path == base / "output" / "a folder" / "my model v1.2.safetensors"
@@ -65,7 +78,7 @@ def test_only_listed_files_are_read(base, source):
     with pytest.raises(CheckpointError, match="not among"):
         files.quantize_file(source, "output", "x", TINY)
     with pytest.raises(CheckpointError, match="not among"):
-        files.inspect_file(source)
+        InspectFile.execute(source)
 
 
 def test_quantize_file(base):
@@ -84,8 +97,37 @@ def test_quantize_file_names_the_result(base):
     assert path == base / "models" / "diffusion_models" / f"{stem}-float8_e4m3fn.safetensors"
 
 
+def test_quantizing_makes_room_on_the_gpu(base, monkeypatch):
+    """For the largest layer in float32, on the device ComfyUI knows by number."""
+    asked = []
+    monkeypatch.setattr(memory.mm, "free_memory", lambda *arguments: asked.append(arguments))
+    memory.make_room(TINY.model_copy(update={"device": "cpu"}), [(8, 8)])
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    memory.make_room(TINY, [(8, 8)])
+    assert not asked
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    for device in ("auto", "cuda", "cuda:1"):
+        memory.make_room(TINY.model_copy(update={"device": device}), [(8, 8), (100, 10), (7000,)])
+    devices = [torch.device("cuda", index) for index in (0, 0, 1)]
+    assert asked == [(memory.WORKING + 4000, device) for device in devices]
+
+
+def test_quantize_file_makes_room(base, monkeypatch):
+    shapes = []
+    monkeypatch.setattr(files, "make_room", lambda recipe, found: shapes.extend(found))
+    files.quantize_file(SOURCE, "output", "roomy", TINY)
+    assert (1792, 256) in shapes
+
+
 def test_inspect(base, quantized):
-    found = files.inspect_file(f"diffusion_models/{quantized('nvfp4').name}")
-    assert "flux" in found.summary and "32 nvfp4" in found.summary
-    assert '"format": "nvfp4"' in found.json
-    assert "single_blocks.0.linear1" in found.table
+    source = f"diffusion_models/{quantized('nvfp4').name}"
+    table, as_json = InspectFile.execute(source).args
+    assert "single_blocks.0.linear1" in table and "flux" in table and source in table
+    assert "loads with: stock ComfyUI or Roundsmith" in table and "made with: {" in table
+    assert str(base) not in as_json and '"format": "nvfp4"' in as_json
+
+
+def test_inspect_says_where_only_our_loaders_read(base, quantized):
+    table, _ = InspectFile.execute(f"diffusion_models/{quantized('int8_lodewise').name}").args
+    assert "loads with: Roundsmith's loader nodes" in table

@@ -11,6 +11,7 @@ import pytest
 import torch
 from comfy.quant_ops import QuantizedTensor
 
+from roundsmith.bridge import quantizing
 from roundsmith.bridge.quantizing import quantize_clip, quantize_model
 from roundsmith.converters import Recipe
 
@@ -121,6 +122,13 @@ def test_a_quantized_model_can_be_cloned_afresh(demo):
         again = factory(*arguments, disable_dynamic=True)
     assert again.model is not new.model
     assert torch.equal(sample(again), expected)
+
+
+def test_room_is_made_for_the_models_weights(demo, monkeypatch):
+    shapes = []
+    monkeypatch.setattr(quantizing, "make_room", lambda recipe, found: shapes.extend(found))
+    quantize(load_stock(demo))
+    assert (1792, 256) in shapes
 
 
 def test_excluded_layers_stay_exact(demo):
