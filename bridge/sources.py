@@ -92,14 +92,14 @@ class PatchedWeights:
             dtype = torch.float32
         self.tensors[name] = Description(dtype, shape)
 
-    def read(self, name: str) -> Tensor:
-        """One tensor, on the CPU; not to be written to."""
+    def _get(self, name: str) -> Tensor:
+        """One tensor, where it lies; what has patches or is decoded is computed, on the CPU."""
         if name in self._ready:
-            return self._ready[name].cpu().contiguous()
+            return self._ready[name]
         key = self.prefix + name
         tensor = original_tensor(self.patcher, key)
         if key not in self.patcher.patches and not isinstance(tensor, QuantizedTensor):
-            return tensor.detach().cpu().contiguous()
+            return tensor.detach()
         with self._lock:  # workers ask for rows of a tensor, and may be a few tensors apart
             if name not in self._computed:
                 self._computed[name] = patched_float(self.patcher, key).cpu().contiguous()
@@ -107,18 +107,22 @@ class PatchedWeights:
                     self._computed.popitem(last=False)
             return self._computed[name]
 
+    def read(self, name: str) -> Tensor:
+        """One tensor, on the CPU; not to be written to."""
+        return self._get(name).cpu().contiguous()
+
     def read_rows(self, name: str, start: int, stop: int, out: Tensor | None = None) -> Tensor:
-        """Rows ``start`` to ``stop`` of one tensor."""
-        rows = self.read(name)[start:stop]
+        """Rows ``start`` to ``stop`` of one tensor; only they leave the GPU."""
+        rows = self._get(name)[start:stop]
         if out is None:
-            return rows
+            return rows.cpu().contiguous()
         out[: stop - start].copy_(rows)
         return out[: stop - start]
 
     def read_bytes(self, name: str, start: int, stop: int) -> bytearray:
-        """Bytes ``start`` to ``stop`` of one tensor's memory."""
-        flat = self.read(name).reshape(-1).view(torch.uint8)
-        return bytearray(flat[start:stop].numpy().tobytes())
+        """Bytes ``start`` to ``stop`` of one tensor's memory; only they leave the GPU."""
+        flat = self._get(name).contiguous().reshape(-1).view(torch.uint8)
+        return bytearray(flat[start:stop].cpu().numpy().tobytes())
 
     def close(self) -> None:
         """Let go of the tensors computed last."""

@@ -13,6 +13,7 @@ from comfy.quant_ops import QuantizedTensor
 
 from roundsmith.bridge import quantizing
 from roundsmith.bridge.quantizing import quantize_clip, quantize_model
+from roundsmith.bridge.sources import PatchedWeights
 from roundsmith.converters import Recipe
 
 from .support import CASES, case_id, load_ours, load_stock, lora, sample, snr, with_lora
@@ -129,6 +130,29 @@ def test_room_is_made_for_the_models_weights(demo, monkeypatch):
     monkeypatch.setattr(quantizing, "make_room", lambda recipe, found: shapes.extend(found))
     quantize(load_stock(demo))
     assert (1792, 256) in shapes
+
+
+@torch.inference_mode()
+def test_only_what_is_asked_for_leaves_the_gpu(quantized, monkeypatch):
+    """A chunk is cut out of the weight before it is moved."""
+    model = with_lora(load_ours(quantized("int8_tensorwise")), lora(layers=("qkv",)))
+    layer = model.model.diffusion_model.img_in
+    layer.weight = torch.nn.Parameter(layer.weight.detach().T.contiguous().T, requires_grad=False)
+    source = PatchedWeights(model, quantizing.DIFFUSION)
+    moved, cpu = [], torch.Tensor.cpu
+    monkeypatch.setattr(torch.Tensor, "cpu", lambda t: moved.append(t.shape[0]) or cpu(t))
+    names = ("single_blocks.0.linear1.weight", "vector_in.in_layer.weight", "img_in.weight",
+             "double_blocks.0.img_attn.qkv.weight")  # fmt: skip
+    for name in names:
+        whole = cpu(source.read(name))
+        size = whole.element_size() * whole.shape[1]
+        moved.clear()
+        out = torch.empty_like(whole)
+        assert torch.equal(source.read_rows(name, 3, 7), whole[3:7])
+        assert torch.equal(source.read_rows(name, 3, 7, out), whole[3:7])
+        got = source.read_bytes(name, 3 * size, 7 * size)
+        assert bytes(got) == whole[3:7].reshape(-1).view(torch.uint8).numpy().tobytes()
+        assert max(moved) <= 4 * size and moved.count(4) >= 1
 
 
 def test_excluded_layers_stay_exact(demo):
