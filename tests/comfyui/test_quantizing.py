@@ -140,7 +140,12 @@ def test_only_what_is_asked_for_leaves_the_gpu(quantized, monkeypatch):
     layer.weight = torch.nn.Parameter(layer.weight.detach().T.contiguous().T, requires_grad=False)
     source = PatchedWeights(model, quantizing.DIFFUSION)
     moved, cpu = [], torch.Tensor.cpu
-    monkeypatch.setattr(torch.Tensor, "cpu", lambda t: moved.append(t.shape[0]) or cpu(t))
+
+    def watched(tensor: torch.Tensor) -> torch.Tensor:
+        moved.append(tensor.shape[0])
+        return cpu(tensor)
+
+    monkeypatch.setattr(torch.Tensor, "cpu", watched)
     names = ("single_blocks.0.linear1.weight", "vector_in.in_layer.weight", "img_in.weight",
              "double_blocks.0.img_attn.qkv.weight")  # fmt: skip
     for name in names:

@@ -92,9 +92,12 @@ def test_one_patched_layer_is_held_at_a_time(quantized, monkeypatch):
     computed = []
     as_loaded = saving.patched_as_loaded
     monkeypatch.setattr(saving, "_LayerReader", Watched)
-    monkeypatch.setattr(
-        saving, "patched_as_loaded", lambda p, key: computed.append(key) or as_loaded(p, key)
-    )
+
+    def counted(patcher, key):
+        computed.append(key)
+        return as_loaded(patcher, key)
+
+    monkeypatch.setattr(saving, "patched_as_loaded", counted)
     save(model, "held")
     assert readers and max(held) == 1 and held[-1] == 0
     assert len(computed) == len(set(computed))
