@@ -7,13 +7,11 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from .errors import RecipeError, RoundsmithError
-
-Command = Callable[[argparse.Namespace], int]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -184,8 +182,7 @@ def _demo(args: argparse.Namespace) -> int:
 
 
 class _Bar:
-    """A tqdm bar over source bytes that names the layer in hand; nothing on a run under a second.
-    """
+    """A tqdm bar over source bytes that names the layer; nothing on a run under a second."""
 
     def __init__(self, silent: bool) -> None:
         self.silent = silent

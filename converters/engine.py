@@ -233,7 +233,8 @@ class _Run:
                 finished, pending = wait(pending, _TICK, FIRST_COMPLETED)
                 for each in finished:
                     each.result()
-                self._tick() if not finished else None
+                if not finished:
+                    self._tick()
             return [future.result() for future in futures]
         except BaseException:
             self.workers.stopping.set()

@@ -15,7 +15,7 @@ from ..checkpoints import Entry, checkpoint_size, encode_conf, layers_metadata
 from ..checkpoints.quantization import HEADER_KEY
 from ..layouts import Spec, get_format
 from .model import ModelView
-from .presets import Policy, resolve
+from .presets import Decision, Policy, resolve
 from .recipe import METADATA_KEY, Options, Recipe, search_pattern
 from .source import Description
 from .stored import empty_parts
@@ -131,7 +131,7 @@ def _plan_tensor(
         return TensorPlan(name, "copy", shape, entries=entries, bytes_before=before)
     if layer in keep:
         return _kept(model, name, keep[layer])
-    options, reason = _options(layer, shape, recipe, policy)
+    options, reason = _options(layer, shape, recipe, decision)
     if options is None:
         return _kept(model, name, reason)
     assert options.format is not None
@@ -156,14 +156,13 @@ def _plan_tensor(
 
 
 def _options(
-    layer: str, shape: tuple[int, ...], recipe: Recipe, policy: Policy
+    layer: str, shape: tuple[int, ...], recipe: Recipe, decision: Decision
 ) -> tuple[Options | None, str]:
     """What the recipe says of a layer (None: keep it), and why."""
     for number, rule in enumerate(recipe.rules, 1):
         if rule.matches(layer):
             why = f"rule {number}: {rule.match}"
             return (None, why) if rule.skip else (rule.over(recipe), "" if len(shape) == 2 else why)
-    decision = policy.decide(layer, shape)
     reason = decision.reason if decision.action == "keep" else ""
     excluded = next((p for p in recipe.exclude if search_pattern(p, layer)), None)
     if excluded is not None:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..kernels import block_view, expand_scale
-from .geometries import Geometry, Scales
+from .geometries import Scales
 from .grids import Grid
 
 
@@ -60,9 +60,3 @@ def pad(w: Tensor, rows: int, cols: int) -> Tensor:
     if m % rows == 0 and n % cols == 0:
         return w
     return torch.nn.functional.pad(w, (0, -n % cols, 0, -m % rows))
-
-
-def nearest(w: Tensor, grid: Grid, geometry: Geometry) -> tuple[Tensor, Scales]:
-    """Absmax scales and nearest codes of a whole padded matrix ``w`` (float32 ``[M, N]``)."""
-    scales = geometry.scales(w, grid)
-    return encode(w, grid, scales), scales
