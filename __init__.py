@@ -19,26 +19,45 @@ if TYPE_CHECKING:
         quantize_file,
         quantize_module,
     )
+    from .converters.calibration import Calibration, capture
+    from .converters.comparing import Comparison, compare, compare_files
+    from .converters.corrections import ErrorLoraOptions, calibrate_file, error_lora_file
     from .errors import RoundsmithError
 
 __version__ = "0.1.0"
 WEB_DIRECTORY = "./web"
 
 _PUBLIC = {
+    "Calibration": ".converters.calibration",
+    "Comparison": ".converters.comparing",
+    "ErrorLoraOptions": ".converters.corrections",
     "Plan": ".converters",
     "Recipe": ".converters",
     "Report": ".converters",
     "RoundsmithError": ".errors",
+    "calibrate_file": ".converters.corrections",
+    "capture": ".converters.calibration",
+    "compare": ".converters.comparing",
+    "compare_files": ".converters.comparing",
+    "error_lora_file": ".converters.corrections",
     "load_file": ".converters",
     "plan_file": ".converters",
     "quantize_file": ".converters",
     "quantize_module": ".converters",
 }
 __all__ = [
+    "Calibration",
+    "Comparison",
+    "ErrorLoraOptions",
     "Plan",
     "Recipe",
     "Report",
     "RoundsmithError",
+    "calibrate_file",
+    "capture",
+    "compare",
+    "compare_files",
+    "error_lora_file",
     "load_file",
     "plan_file",
     "quantize_file",

@@ -230,7 +230,7 @@ def lint() -> int:
 
 def sources() -> list[Path]:
     """Return the Python files of the package and of its tests."""
-    tops = ("bridge", "checkpoints", "converters", "kernels", "layouts", "nodes", "tests")
+    tops = ("bridge", "checkpoints", "cli", "converters", "kernels", "layouts", "nodes", "tests")
     return [*ROOT.glob("*.py"), *(path for top in tops for path in (ROOT / top).rglob("*.py"))]
 
 

@@ -25,3 +25,16 @@ class RecipeError(RoundsmithError):
 
 class Cancelled(RoundsmithError):  # noqa: N818 - an outcome, not a fault
     """The person cancelled the run; nothing was left under the destination's name."""
+
+
+class QualityError(RoundsmithError):
+    """A quantized model that is farther from its reference than was allowed.
+
+    Attributes:
+        comparison: everything that was measured, a
+            :class:`~roundsmith.converters.comparing.Comparison`.
+    """
+
+    def __init__(self, message: str, comparison: object = None) -> None:
+        super().__init__(message)
+        self.comparison = comparison

@@ -9,6 +9,7 @@ import comfy.model_management as mm
 from .. import converters
 from ..checkpoints import Checkpoint
 from ..converters import Recipe, Report
+from ..converters.calibration import Calibration
 from ..errors import Cancelled
 from .memory import make_room
 from .paths import SUFFIX, home_folder, resolve_destination, resolve_source
@@ -16,7 +17,12 @@ from .progress import NodeProgress, cancelled
 
 
 def quantize_file(
-    source: str, folder: str, name: str, recipe: Recipe, overwrite: bool = False
+    source: str,
+    folder: str,
+    name: str,
+    recipe: Recipe,
+    overwrite: bool = False,
+    calibration: Calibration | None = None,
 ) -> tuple[Path, Report]:
     """Quantize one of ComfyUI's model files into a new file in one of its folders.
 
@@ -26,6 +32,7 @@ def quantize_file(
         name: the new file's name in it; empty for the source's with the format.
         recipe: the settings.
         overwrite: replace an existing file.
+        calibration: statistics of the layers' inputs.
     """
     path = resolve_source(source)
     home, _, relative = source.partition("/")
@@ -38,7 +45,11 @@ def quantize_file(
         make_room(recipe, (tensor.shape for tensor in checkpoint.tensors.values()))
     try:
         report = converters.quantize_file(
-            path, target, recipe, progress=NodeProgress(), cancel=cancelled, overwrite=overwrite
+            *(path, target, recipe),
+            calibration=calibration,
+            progress=NodeProgress(),
+            cancel=cancelled,
+            overwrite=overwrite,
         )
     except Cancelled:
         mm.throw_exception_if_processing_interrupted()

@@ -23,6 +23,7 @@ from torch import Tensor
 from ..checkpoints import Checkpoint, read_layers
 from ..checkpoints.quantization import HEADER_KEY
 from ..errors import CheckpointError
+from ..layouts import formats
 from .operations import MIXED, custom_operations, needs_custom_operations, repair_layer
 
 FP8 = {torch.float8_e4m3fn: "float8_e4m3fn", torch.float8_e5m2: "float8_e5m2"}
@@ -37,6 +38,8 @@ class StateDict:
     metadata: dict[str, str]
     formats: dict[str, str] = field(default_factory=dict)
     """Quantized layers, and the format of each."""
+    decoded: dict[str, str] = field(default_factory=dict)
+    """Those of them that ask for full-precision products."""
 
     def under(self, *prefixes: str) -> set[str]:
         """Formats of the layers whose names start with one of the prefixes."""
@@ -62,7 +65,10 @@ def read_state_dict(path: str) -> StateDict:
         logging.info("%s: %s", Path(path).name, note)
     state.metadata.pop(HEADER_KEY, None)
     for layer, conf in found.layers.items():
-        state.formats[layer], _ = repair_layer(state.tensors, f"{layer}.", conf)
+        name, conf = repair_layer(state.tensors, f"{layer}.", conf)
+        state.formats[layer] = name
+        if conf.get("full_precision_matrix_mult") and name in formats():
+            state.decoded[layer] = name
     return state
 
 
@@ -95,7 +101,7 @@ def load_diffusion_model(path: str, disable_dynamic: bool = False) -> Any:
     """Load a diffusion model file into a ModelPatcher."""
     state = read_state_dict(path)
     options = {}
-    if needs_custom_operations(state.formats.values()):
+    if needs_custom_operations(state.formats.values(), state.decoded.values()):
         prefix = comfy.model_detection.unet_prefix_from_state_dict(state.tensors)
         options["custom_operations"] = _diffusion_operations(state, prefix)
     tensors = dict(state.tensors)
@@ -199,7 +205,8 @@ def load_checkpoint(
         if not prefix
         else {f for name, f in state.formats.items() if not name.startswith(prefix)}
     )
-    if needs_custom_operations(model_formats):
+    decoded = {f for name, f in state.decoded.items() if name.startswith(prefix)}
+    if needs_custom_operations(model_formats, decoded):
         options["custom_operations"] = _diffusion_operations(state, prefix)
     if prefix and te_formats:
         te_options = _text_encoder_options(te_formats, [state], None)

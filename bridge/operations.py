@@ -109,9 +109,16 @@ def _is_core_only(name: str) -> bool:
     return not ours and name in QUANT_ALGOS
 
 
-def needs_custom_operations(format_ids: Iterable[str]) -> bool:
-    """Whether any of these formats is beyond the running ComfyUI's own loader."""
-    return any(not core_knows(name) for name in set(format_ids))
+def needs_custom_operations(format_ids: Iterable[str], decoded: Iterable[str] = ()) -> bool:
+    """Whether a model is beyond the running ComfyUI's own loader.
+
+    Args:
+        format_ids: the formats of its layers.
+        decoded: formats of layers that ask for ``full_precision_matrix_mult``. ComfyUI leaves its
+            INT8 weights as they are there, whose product rounds the inputs all the same.
+    """
+    ignored = any(not get_format(name).core_quantizes_input for name in set(decoded))
+    return ignored or any(not core_knows(name) for name in set(format_ids))
 
 
 def custom_operations(
@@ -188,11 +195,7 @@ def custom_operations(
             return state
 
         def _forward(self, input, weight, bias):
-            if (
-                isinstance(weight, QuantizedTensor)
-                and self._full_precision_mm
-                and not core_knows(self.quant_format)
-            ):
+            if isinstance(weight, QuantizedTensor) and self._full_precision_mm:
                 weight = weight.dequantize()
             return super()._forward(input, weight, bias)
 

@@ -13,25 +13,30 @@ import types
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import comfy.model_management as mm
 import comfy.model_patcher
 import comfy.utils
+import folder_paths
 import torch
 from comfy.quant_ops import QuantizedTensor
 from torch import Tensor, nn
 
 from ..converters import MemorySink, Recipe, Report, Rule, convert
+from ..converters.calibration import Calibration
+from ..converters.resume import Journal
 from ..errors import Cancelled, RoundsmithError
 from .cloning import clone_structure, copy_model, fill_parameters
 from .memory import make_room
+from .networks import DIFFUSION, encoder_prefixes
 from .operations import custom_operations
 from .progress import NodeProgress, cancelled
+from .self_calibration import self_calibrate_clip, self_calibrate_model
 from .sources import PatchedWeights
+from .statistics import ModelStatistics, finished, statistics_for
 from .stored import original_tensor
-
-DIFFUSION = "diffusion_model."
 
 
 @dataclass
@@ -43,39 +48,62 @@ class Part:
     report: Report
 
 
-def quantize_model(patcher: Any, recipe: Recipe) -> tuple[Any, Report]:
-    """Quantize a MODEL's diffusion network. Returns the new ModelPatcher and the report."""
+def quantize_model(
+    patcher: Any,
+    recipe: Recipe,
+    calibration: Calibration | None = None,
+    clip: Any = None,
+) -> tuple[Any, Report]:
+    """Quantize a MODEL's diffusion network.
+
+    Args:
+        patcher: the model, with its LoRAs; it is not changed.
+        recipe: the settings.
+        calibration: statistics of the layers' inputs. Without them, and where the recipe can use
+            them, the model calibrates itself first.
+        clip: a CLIP to encode prompts with while the model calibrates itself.
+
+    Returns:
+        The new ModelPatcher and the report.
+    """
+    statistics = statistics_for(
+        patcher, recipe, calibration, lambda: self_calibrate_model(patcher, clip)
+    )
     dtype = patcher.model.get_dtype_inference()
     operations = custom_operations(dtype, patcher.load_device)
-    new, parts = _quantize(patcher, [DIFFUSION], recipe, operations, dtype)
+    new, parts = _quantize(patcher, [DIFFUSION], recipe, operations, dtype, statistics)
     new.model.manual_cast_dtype = dtype
     return new, parts[0].report
 
 
-def quantize_clip(clip: Any, recipe: Recipe) -> tuple[Any, list[tuple[str, Report]]]:
-    """Quantize every text encoder of a CLIP. Returns the new CLIP and a report for each encoder."""
+def quantize_clip(
+    clip: Any, recipe: Recipe, calibration: Calibration | None = None
+) -> tuple[Any, list[tuple[str, Report]]]:
+    """Quantize every text encoder of a CLIP.
+
+    Args:
+        clip: the text encoders, with their LoRAs; they are not changed.
+        recipe: the settings.
+        calibration: statistics of the layers' inputs. Without them, and where the recipe can use
+            them, the encoders calibrate themselves on built-in text first.
+
+    Returns:
+        The new CLIP and a report for each encoder.
+    """
     encoders = encoder_prefixes(clip.cond_stage_model)
     if not encoders:
         raise RoundsmithError("this CLIP holds no text encoder that can be quantized")
     device = clip.patcher.load_device
     dtype = mm.text_encoder_dtype(device)
     operations = custom_operations(dtype, device, full_precision=True, dtype_per_layer=True)
-    patcher, parts = _quantize(clip.patcher, encoders, recipe, operations, None)
+    statistics = statistics_for(
+        clip.patcher, recipe, calibration, lambda: self_calibrate_clip(clip)
+    )
+    patcher, parts = _quantize(clip.patcher, encoders, recipe, operations, None, statistics)
     new = clip.clone()
     new.patcher = patcher
     new.cond_stage_model = patcher.model
     return new, [(part.prefix.split(".")[0], part.report) for part in parts]
-
-
-def encoder_prefixes(model: nn.Module) -> list[str]:
-    """Prefixes of the networks inside a CLIP's model, as ``clip_l.transformer.``."""
-    if isinstance(getattr(model, "transformer", None), nn.Module):
-        return ["transformer."]
-    return [
-        f"{name}.transformer."
-        for name, child in model.named_children()
-        if isinstance(getattr(child, "transformer", None), nn.Module)
-    ]
 
 
 def _quantize(
@@ -84,11 +112,12 @@ def _quantize(
     recipe: Recipe,
     operations: type,
     dtype: torch.dtype | None,
+    statistics: ModelStatistics,
 ) -> tuple[Any, list[Part]]:
     make_room(recipe, (tuple(parameter.shape) for parameter in patcher.model.parameters()))
     with patcher.use_ejected():
         sources = {prefix: PatchedWeights(patcher, prefix) for prefix in prefixes}
-        parts = [_convert(source, recipe) for source in sources.values()]
+        parts = [_convert(source, recipe, statistics, dtype is None) for source in sources.values()]
         clone = clone_structure(patcher.model, patcher)
         for part in parts:
             _put_layers(clone, part, patcher, operations, dtype)
@@ -108,12 +137,16 @@ def _quantize(
     new.model.roundsmith_recipe = recipe.to_json()
     for note in notes:
         logging.warning("Roundsmith: %s", note)
+    finished(patcher)
     first = parts[0].report
-    parts[0].report = replace(first, warnings=(*first.warnings, *notes))
+    told = (statistics.note,) if statistics.note else ()
+    parts[0].report = replace(first, warnings=(*first.warnings, *told, *notes))
     return new, parts
 
 
-def _convert(source: PatchedWeights, recipe: Recipe) -> Part:
+def _convert(
+    source: PatchedWeights, recipe: Recipe, statistics: ModelStatistics, decodes: bool
+) -> Part:
     keep = tuple(Rule(match=f"^{re.escape(name)}$", skip=True) for name in source.not_linear)
     restricted = recipe.model_copy(update={"rules": (*keep, *recipe.rules)})
     sinks: list[MemorySink] = []
@@ -123,7 +156,12 @@ def _convert(source: PatchedWeights, recipe: Recipe) -> Part:
         return sinks[0]
 
     try:
-        report = convert(source, open_sink, restricted, NodeProgress(), cancelled)
+        calibration = statistics.under(source.prefix)
+        journal = Journal(Path(folder_paths.get_temp_directory()) / "roundsmith-layers")
+        report = convert(
+            *(source, open_sink, restricted, NodeProgress(), cancelled, calibration, journal),
+            decodes=decodes,
+        )
     except Cancelled:
         mm.throw_exception_if_processing_interrupted()
         raise

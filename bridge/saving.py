@@ -24,8 +24,8 @@ from ..checkpoints.quantization import HEADER_KEY
 from ..converters import Progress
 from ..converters.recipe import METADATA_KEY
 from ..errors import RoundsmithError
+from .networks import DIFFUSION, encoder_prefixes
 from .progress import NodeProgress
-from .quantizing import DIFFUSION, encoder_prefixes
 from .stored import file_tensors, original_tensor, patched_as_loaded
 
 

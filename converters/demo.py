@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 from safetensors.torch import load_file as load_plain
@@ -79,13 +80,19 @@ def variants(names: Iterable[str] | None = None) -> list[Recipe]:
     chosen = list(known_formats()) if names is None else [get_format(name).id for name in names]
     for name in chosen:
         fmt = known_formats()[name]
-        recipes += [Recipe(format=name, scaling=scaling) for scaling in fmt.scalings or (None,)]
+        recipes += [_nearest(name, scaling) for scaling in fmt.scalings or (None,)]
         if fmt.rotates:
             scaling = "row" if fmt.scalings else None
-            recipes.append(Recipe(format=name, scaling=scaling, convrot="auto"))
+            recipes.append(_nearest(name, scaling, convrot="auto"))
     if not recipes:
         raise FormatError(f"no format asked for; known: {', '.join(known_formats())}")
     return recipes
+
+
+def _nearest(format: str, scaling: str | None, convrot: Literal["auto"] | None = None) -> Recipe:
+    return Recipe(
+        format=format, scaling=scaling, convrot=convrot, rounding="nearest", scale_search=False
+    )
 
 
 def name_of(recipe: Recipe) -> str:

@@ -144,7 +144,7 @@ def _sample(
                     node["inputs"][name] = loader
     else:
         kept = {k: v for k, v in prompt[quantize]["inputs"].items() if not k.startswith("format")}
-        prompt[quantize]["inputs"] = {**kept, **_format_inputs(recipe)}
+        prompt[quantize]["inputs"] = {**kept, **_recipe_inputs(recipe)}
     outputs = server.run(only_for(prompt, ["picture", "latent"]))
     latent = load_bytes(server.fetch(outputs["latent"]["latents"][0]))["latent_tensor"].float()
     with Image.open(io.BytesIO(server.fetch(outputs["picture"]["images"][0]))) as image:
@@ -153,9 +153,11 @@ def _sample(
     return scaled, torch.from_numpy(pixels).movedim(-1, 0)
 
 
-def _format_inputs(recipe: Recipe) -> dict[str, Any]:
-    """The inputs of the quantizing node that name the format and its options."""
-    inputs: dict[str, Any] = {"format": recipe.format}
+def _recipe_inputs(recipe: Recipe) -> dict[str, Any]:
+    """The inputs of the quantizing node: format, its options, how codes are chosen."""
+    search = {None: "auto", True: "on", False: "off"}[recipe.scale_search]
+    inputs: dict[str, Any] = {"rounding": recipe.rounding, "scale_search": search}
+    inputs["format"] = recipe.format
     fmt = get_format(recipe.format)
     if fmt.scalings:
         inputs["format.scaling"] = recipe.scaling or fmt.scalings[0]

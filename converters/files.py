@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from ..checkpoints import Checkpoint, CheckpointWriter
-from ..errors import CheckpointError
+from ..errors import CheckpointError, DestinationExistsError
+from .calibration import Calibration
+from .corrections import ErrorLoraOptions, error_lora_file
+from .corrections.error_lora_report import HOW_TO_APPLY
 from .engine import CancelCallback, ProgressCallback, convert
 from .model import ModelView
 from .plan import Plan, make_plan
 from .recipe import Recipe
 from .report import Report
+from .resume import Journal
 from .source import Entries
 from .stored import parts_of
 
@@ -24,26 +29,38 @@ def quantize_file(
     dst: str | Path,
     recipe: Recipe | None = None,
     *,
+    calibration: Calibration | str | Path | None = None,
+    error_lora: ErrorLoraOptions | None = None,
     progress: ProgressCallback | None = None,
     cancel: CancelCallback | None = None,
     overwrite: bool = False,
 ) -> Report:
     """Quantize a checkpoint into a new file.
 
+    Layers that take long, calibrated and learned ones, are kept beside ``dst`` in a folder
+    ``<dst>.roundsmith-layers`` until the file is complete: a run that was cancelled goes on where
+    it was when it is started again.
+
     Args:
         src: a ``.safetensors`` file, an index of shards, or the folder that holds it.
         dst: the file to write; it appears under this name only when complete.
         recipe: the settings; by default FP8, preset chosen from the keys.
+        calibration: statistics of the layers' inputs, or the file they were saved to.
+        error_lora: also write a LoRA that takes back part of the error, ``<dst>_lora.safetensors``.
         progress, cancel: as in :func:`~roundsmith.converters.engine.convert`.
         overwrite: replace an existing ``dst``.
 
     Raises:
         CheckpointError: a file that cannot be read or written.
+        RoundsmithError: statistics of another model.
         DestinationExistsError: ``dst`` exists and ``overwrite`` was not given.
         FormatError: a layer of ``src`` in a format that is unknown or contradicts its tensors.
         Cancelled: ``cancel`` said so.
     """
     dst = Path(dst)
+    lora = dst.with_name(f"{dst.stem}_lora.safetensors")
+    if error_lora is not None and lora.exists() and not overwrite:
+        raise DestinationExistsError(f"{lora} exists: choose another name or overwrite it")
     with Checkpoint.open(src) as source:
         files = {info.file.resolve() for info in source.tensors.values()}
         if dst.resolve() in files:
@@ -52,7 +69,21 @@ def quantize_file(
         def open_sink(entries: Entries, metadata: Mapping[str, str]) -> CheckpointWriter:
             return CheckpointWriter(dst, entries, metadata, overwrite=overwrite)
 
-        return convert(source, open_sink, recipe or Recipe(), progress, cancel)
+        if isinstance(calibration, (str, Path)):
+            calibration = Calibration.load(calibration)
+        journal = Journal(dst.with_name(f"{dst.name}.roundsmith-layers"))
+        recipe = recipe or Recipe()
+        report = convert(source, open_sink, recipe, progress, cancel, calibration, journal)
+    if error_lora is not None:
+        made = error_lora_file(
+            *(src, dst, lora, error_lora, calibration),
+            progress=progress,
+            cancel=cancel,
+            overwrite=overwrite,
+        )
+        note = f"{lora.name}: {made.summary()}. {HOW_TO_APPLY}"
+        report = replace(report, warnings=(*report.warnings, *made.warnings, note))
+    return report
 
 
 def plan_file(src: str | Path, recipe: Recipe | None = None) -> Plan:

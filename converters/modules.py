@@ -9,6 +9,7 @@ from torch import nn
 
 from ..checkpoints import decode_conf
 from ..layouts import get_format
+from .calibration import Calibration
 from .engine import CancelCallback, ProgressCallback, convert
 from .recipe import Recipe
 from .report import Report
@@ -19,28 +20,31 @@ def quantize_module(
     module: nn.Module,
     recipe: Recipe | None = None,
     *,
+    calibration: Calibration | None = None,
     progress: ProgressCallback | None = None,
     cancel: CancelCallback | None = None,
 ) -> tuple[nn.Module, Report]:
     """Quantize the linear layers of ``module`` in place.
 
     Each ``nn.Linear`` that the recipe takes gets a ``QuantizedTensor`` of its own dtype and device
-    as weight, with no gradient; everything else is untouched. Copy the module first to keep the
-    original.
+    as weight, with no gradient; with ``calibration``, biases are corrected for the mean error.
+    Everything else is untouched. Copy the module first to keep the original.
 
     Returns:
         The module itself, and the report.
     """
     recipe = recipe or Recipe()
     linears = dict(_linears(module))
-    source = MemorySource({f"{name}.weight": linear.weight for name, linear in linears.items()})
+    tensors = {f"{name}.weight": linear.weight for name, linear in linears.items()}
+    biases = {f"{n}.bias": linear.bias for n, linear in linears.items() if linear.bias is not None}
+    source = MemorySource({**tensors, **biases})
     sinks: list[MemorySink] = []
 
     def open_sink(entries: Entries, metadata: Mapping[str, str]) -> MemorySink:
         sinks.append(MemorySink(entries, metadata))
         return sinks[-1]
 
-    report = convert(source, open_sink, recipe, progress, cancel)
+    report = convert(source, open_sink, recipe, progress, cancel, calibration)
     for layer in report.layers:
         if layer.action == "quantize":
             _replace(linears[layer.name], layer.name, layer.format, sinks[-1])
@@ -64,6 +68,8 @@ def _replace(linear: nn.Linear, name: str, format_id: str, sink: MemorySink) -> 
         if key.rpartition(".")[0] == name
     }
     conf = decode_conf(parts.pop("comfy_quant"))
+    if "bias" in parts:
+        linear.bias.data.copy_(parts.pop("bias"))
     shape = (linear.out_features, linear.in_features)
     weight = get_format(format_id).read(parts, conf, shape, linear.weight.dtype)
     linear.weight = nn.Parameter(weight, requires_grad=False)

@@ -5,7 +5,7 @@ is read.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -14,13 +14,15 @@ import torch
 from ..checkpoints import Entry, checkpoint_size, encode_conf, layers_metadata
 from ..checkpoints.quantization import HEADER_KEY
 from ..layouts import Spec, get_format
+from .matching import search_pattern
 from .model import ModelView
 from .presets import Decision, Policy, resolve
-from .recipe import METADATA_KEY, Options, Recipe, search_pattern
+from .recipe import METADATA_KEY, Options, Recipe
 from .source import Description
 from .stored import empty_parts
 
 Action = Literal["quantize", "keep", "remove", "copy"]
+Known = Callable[[str, str], bool]
 _TINY = 128 * 128
 _EXTREME_ASPECT = 64
 
@@ -40,6 +42,7 @@ class TensorPlan:
         entries: the output tensors it makes, by name.
         conf: the JSON of the layer, where the output is quantized.
         bytes_before: bytes in the source, scales included.
+        input_scale: where its fixed input scale comes from, as the recipe says it; "" for none.
     """
 
     name: str
@@ -51,6 +54,7 @@ class TensorPlan:
     entries: Mapping[str, Entry] = field(default_factory=dict)
     conf: Mapping[str, Any] | None = None
     bytes_before: int = 0
+    input_scale: str = ""
 
     @property
     def layer(self) -> str:
@@ -94,16 +98,26 @@ def entry_nbytes(entry: Entry) -> int:
     return Description(entry[0], entry[1]).nbytes
 
 
-def make_plan(model: ModelView, recipe: Recipe, keep: Mapping[str, str] | None = None) -> Plan:
+def make_plan(
+    model: ModelView,
+    recipe: Recipe,
+    keep: Mapping[str, str] | None = None,
+    known: Known | None = None,
+) -> Plan:
     """Decide about every tensor of ``model``.
 
     Args:
         model: the source.
         recipe: the settings.
         keep: layers to keep whatever the recipe says, with the reason (non-finite weights).
+        known: what is known of a layer's inputs: whether its range is, ``"calibrated"`` or
+            ``"imported"``, or that it sees ``"few tokens"`` a call.
     """
     policy = resolve(recipe.preset, model.names)
-    tensors = tuple(_plan_tensor(model, name, recipe, policy, keep or {}) for name in model.names)
+    facts = known or (lambda layer, what: False)
+    tensors = tuple(
+        _plan_tensor(model, name, recipe, policy, keep or {}, facts) for name in model.names
+    )
     warnings = [*policy.warnings, *model.notes]
     quantized = sum(t.action == "quantize" for t in tensors)
     if not quantized:
@@ -118,7 +132,12 @@ def make_plan(model: ModelView, recipe: Recipe, keep: Mapping[str, str] | None =
 
 
 def _plan_tensor(
-    model: ModelView, name: str, recipe: Recipe, policy: Policy, keep: Mapping[str, str]
+    model: ModelView,
+    name: str,
+    recipe: Recipe,
+    policy: Policy,
+    keep: Mapping[str, str],
+    known: Known,
 ) -> TensorPlan:
     shape = model.shape(name)
     layer = name.removesuffix(".weight")
@@ -136,12 +155,15 @@ def _plan_tensor(
         return _kept(model, name, reason)
     assert options.format is not None
     fmt = get_format(options.format)
+    exact = options.full_precision_matrix_mult
+    if exact is None and known(layer, "few tokens"):
+        exact, reason = True, "; ".join(filter(None, (reason, "few tokens a call: decoded first")))
     asked = fmt.bind(
         scaling=options.scaling,
         group_size=options.group_size,
         convrot=options.convrot,
         features=shape[-1] if shape else 0,
-        full_precision_matrix_mult=bool(options.full_precision_matrix_mult),
+        full_precision_matrix_mult=bool(exact),
     )
     spec, note = fmt.fit(asked, shape)
     if spec is None:
@@ -152,7 +174,21 @@ def _plan_tensor(
     conf = fmt.conf(spec, matrix)
     entries = {f"{layer}.{s}": entry for s, entry in fmt.storage(spec, matrix).items()}
     entries[f"{layer}.comfy_quant"] = (torch.uint8, (len(encode_conf(conf)),))
-    return TensorPlan(name, "quantize", shape, spec, options, note or reason, entries, conf, before)
+    scale = "" if fmt.input_max is None else _input_scale(layer, recipe, known)
+    if scale:
+        entries[f"{layer}.input_scale"] = (torch.float32, ())
+    why = note or reason
+    return TensorPlan(name, "quantize", shape, spec, options, why, entries, conf, before, scale)
+
+
+def _input_scale(layer: str, recipe: Recipe, known: Known) -> str:
+    """Where a layer's fixed input scale comes from, "" for none."""
+    asked = recipe.input_scale
+    if asked in ("constant", "weight"):
+        return asked
+    if asked == "imported" and known(layer, asked):
+        return asked
+    return "calibrated" if asked != "none" and known(layer, "calibrated") else ""
 
 
 def _options(

@@ -8,30 +8,25 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-import regex
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from ..errors import FormatError, RecipeError
+from ..errors import RecipeError
 from ..layouts import get_format
+from .matching import check_pattern, search_pattern
+from .rounding import CalibratedOptions, LearnedOptions
+from .strict import Strict
 
+Rounding = Literal["auto", "nearest", "calibrated", "learned"]
+_ROUNDING = (
+    "how codes are chosen: nearest; calibrated or learned on the layer's inputs; auto, the best "
+    "that the statistics at hand support"
+)
 METADATA_KEY = "roundsmith_recipe"
-_MAX_PATTERN = 1000
-_MATCH_SECONDS = 0.5
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
-
-    def __init__(self, **data: Any) -> None:
-        try:
-            super().__init__(**data)
-        except ValidationError as error:
-            raise RecipeError(_explain(type(self).__name__, error)) from error
-
-
-class Options(_Strict):
+class Options(Strict):
     """How one layer is quantized.
 
     None takes the format's own default, or the recipe's in a rule.
@@ -45,12 +40,14 @@ class Options(_Strict):
     convrot: int | Literal["auto"] | None = Field(
         None, description="ConvRot group size, or auto: the largest of 256, 1024 that divides"
     )
-    rounding: Literal["auto", "nearest"] | None = Field(None, description="how codes are chosen")
+    rounding: Rounding | None = Field(None, description=_ROUNDING)
     scale_search: bool | None = Field(
-        None, description="search each scale for the least squared error of its weights"
+        None, description="search each scale for the least error; by default where that pays"
     )
     full_precision_matrix_mult: bool | None = Field(
-        None, description="decode and multiply in the compute dtype at run time"
+        None,
+        description="decode and multiply in the compute dtype at run time; by default only layers "
+        "that statistics show to see few tokens a call, where codes would save no time",
     )
 
     @model_validator(mode="after")
@@ -97,11 +94,7 @@ class Recipe(Options):
     and the preset (then ``fallback``), then the recipe itself."""
 
     format: str = Field("float8_e4m3fn", description="storage format, by its id")
-    rounding: Literal["auto", "nearest"] = Field("auto", description="how codes are chosen")
-    scale_search: bool = Field(False, description=Options.model_fields["scale_search"].description)
-    full_precision_matrix_mult: bool = Field(
-        False, description=Options.model_fields["full_precision_matrix_mult"].description
-    )
+    rounding: Rounding = Field("auto", description=_ROUNDING)
     preset: str | tuple[str, ...] | None = Field(
         "auto", description="which layers stay in high precision: auto, preset names, or none"
     )
@@ -112,6 +105,24 @@ class Recipe(Options):
     )
     heuristics: bool = Field(
         False, description="keep layers that gain little: tiny ones and extreme aspect ratios"
+    )
+    calibrated: CalibratedOptions = Field(
+        CalibratedOptions(), description="settings of calibrated rounding"
+    )
+    learned: LearnedOptions = Field(LearnedOptions(), description="settings of learned rounding")
+    bias_correction: bool = Field(
+        True, description="correct biases for the measured mean error, where it helps"
+    )
+    input_scale: Literal["auto", "none", "constant", "weight", "calibrated", "imported"] = Field(
+        "auto",
+        description="fixed scale of a layer's inputs, for formats that take one: 1, the weight's, "
+        "from statistics, or from a file; auto: from statistics where there are any",
+    )
+    input_scale_percentile: float = Field(
+        100.0, gt=50, le=100, description="of the inputs' magnitudes; 100 is the true maximum"
+    )
+    input_scales: str | None = Field(
+        None, description="JSON or safetensors file that input scales are imported from"
     )
     header: bool = Field(True, description="write the layers' JSON into the file header too")
     seed: int = Field(0, ge=0, description="seed of everything random")
@@ -128,6 +139,12 @@ class Recipe(Options):
         if fallback is not None and fallback.format is None:
             raise ValueError("fallback names no format")
         return fallback
+
+    @property
+    def uses_statistics(self) -> bool:
+        """Whether statistics of the layers' inputs would change how some layer is rounded."""
+        ways = {options.rounding for options in (self, *self.rules, self.fallback or self)}
+        return bool(ways - {"nearest", None})
 
     def to_json(self) -> str:
         """The settings that differ from the defaults, as JSON; :meth:`from_json` reads it."""
@@ -155,42 +172,3 @@ class Recipe(Options):
         except OSError as error:
             raise RecipeError(f"cannot read {path}: {error.strerror or error}") from error
         return cls.from_json(text, str(path))
-
-
-def check_pattern(pattern: str) -> str:
-    """Return ``pattern`` if it compiles and is of sane length. Raises ValueError naming it."""
-    if len(pattern) > _MAX_PATTERN:
-        raise ValueError(f"pattern of {len(pattern)} characters; at most {_MAX_PATTERN}")
-    try:
-        regex.compile(pattern)
-    except regex.error as error:
-        raise ValueError(f"bad regular expression {pattern!r}: {error}") from error
-    return pattern
-
-
-def search_pattern(pattern: str, layer: str) -> bool:
-    """Whether ``pattern`` is found in a layer's name.
-
-    Patterns may come from a stranger's workflow: one that backtracks without end raises
-    :class:`RecipeError` after half a second.
-    """
-    try:
-        return regex.search(pattern, layer, timeout=_MATCH_SECONDS) is not None
-    except TimeoutError as error:
-        raise RecipeError(
-            f"pattern {pattern!r} takes too long on {layer!r}: avoid a repeated group inside a "
-            "repeated group"
-        ) from error
-
-
-def _explain(what: str, error: ValidationError) -> str:
-    lines = []
-    for item in error.errors():
-        where = ".".join(str(part) for part in item["loc"])
-        cause = (item.get("ctx") or {}).get("error")
-        message = str(cause) if isinstance(cause, (ValueError, FormatError)) else item["msg"]
-        if item["type"] == "extra_forbidden":
-            message = "no such setting"
-        shown = f" (got {item['input']!r})" if where and cause is None else ""
-        lines.append(f"{what}{'.' if where else ''}{where}: {message}{shown}")
-    return "; ".join(lines)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from .outcome import Outcome
 from .plan import Plan, TensorPlan
 
 
@@ -41,8 +42,7 @@ class LayerReport:
         stored_as: the format with its options.
         reason: why it is kept or removed, or is not stored just as asked.
         bytes_before, bytes_after: with scales.
-        weight_snr: 10·log10(‖W‖² / ‖W − Ŵ‖²) in dB, over up to a million sampled weights; None
-            where the layer was not rounded, infinite where it lost nothing.
+        outcome: how it was rounded and what it lost; None where it was not rounded.
     """
 
     name: str
@@ -53,7 +53,12 @@ class LayerReport:
     reason: str
     bytes_before: int
     bytes_after: int
-    weight_snr: float | None = None
+    outcome: Outcome | None = None
+
+    @property
+    def weight_snr(self) -> float | None:
+        """See :class:`~roundsmith.converters.outcome.Outcome`."""
+        return None if self.outcome is None else self.outcome.weight_snr
 
 
 @dataclass(frozen=True)
@@ -75,11 +80,35 @@ class Report:
         return sum(layer.action == "quantize" for layer in self.layers)
 
     @property
+    def outcomes(self) -> list[Outcome]:
+        """How the layers that were rounded came out."""
+        return [layer.outcome for layer in self.layers if layer.outcome is not None]
+
+    @property
     def mean_snr(self) -> float | None:
         """Mean weight SNR over the quantized layers that lost something, dB."""
-        values = [x.weight_snr for x in self.layers if x.weight_snr is not None]
-        finite = [value for value in values if math.isfinite(value)]
-        return sum(finite) / len(finite) if finite else None
+        return _mean(x.weight_snr for x in self.outcomes)
+
+    @property
+    def mean_output_snr(self) -> float | None:
+        """Mean output SNR with exact activations over the layers whose inputs were measured, dB."""
+        return _mean(x.output_snr for x in self.outcomes)
+
+    @property
+    def mean_executed_snr(self) -> float | None:
+        """Mean output SNR as this device runs the layers whose inputs were measured, dB."""
+        return _mean(x.executed_snr for x in self.outcomes)
+
+    @property
+    def mean_gain(self) -> float | None:
+        """Mean gain in output SNR over nearest rounding, dB."""
+        pairs = [(x.output_snr, x.nearest_snr) for x in self.outcomes]
+        return _mean(a - b for a, b in pairs if a is not None and b is not None and b < math.inf)
+
+    def methods(self) -> str:
+        """How many layers were rounded in which way: ``30 × calibrated, 2 × nearest``."""
+        counted = Counter(x.method for x in self.outcomes).most_common()
+        return ", ".join(f"{count} × {method}" for method, count in counted)
 
     def summary(self) -> str:
         """One line for a person."""
@@ -87,21 +116,35 @@ class Report:
         kinds = ", ".join(f"{count} × {kind}" for kind, count in formats.most_common())
         kept = sum(x.action == "keep" for x in self.layers)
         saved = f"{human_bytes(self.bytes_before)} → {human_bytes(self.bytes_after)}"
-        snr = "" if self.mean_snr is None else f", weight SNR {self.mean_snr:.1f} dB"
-        return f"{saved}: {kinds or 'nothing quantized'}; {kept} kept{snr}"
+        quality = "; ".join(filter(None, (self.methods(), self.quality())))
+        line = f"{saved}: {kinds or 'nothing quantized'}; {kept} kept"
+        return f"{line}; {quality}" if quality else line
+
+    def quality(self) -> str:
+        """The mean SNRs: as executed on this device first, where inputs were measured."""
+        if self.mean_executed_snr is None or self.mean_output_snr is None:
+            return "" if self.mean_snr is None else f"weight SNR {self.mean_snr:.1f} dB"
+        gain = "" if self.mean_gain is None else f", {self.mean_gain:+.1f} dB over nearest"
+        return (
+            f"output SNR {self.mean_executed_snr:.1f} dB as executed here "
+            f"({self.mean_output_snr:.1f} with exact activations{gain})"
+        )
 
     def table(self) -> str:
         """All layers as text, one a line, then the warnings and the summary."""
-        rows = [("layer", "shape", "stored as", "bytes", "SNR dB", "why")]
+        measured = any(x.output_snr is not None for x in self.outcomes)
+        titles = ["layer", "shape", "stored as", "bytes", "rounding", "weights dB"]
+        titles += ["outputs dB", "executed dB", "gain dB", "bound dB"] if measured else []
+        rows = [[*titles, "s", "why"]]
         for x in self.layers:
-            snr = "" if x.weight_snr is None else f"{x.weight_snr:.1f}"
             stored = x.stored_as or ("removed" if x.action == "remove" else "as it was")
             shape = "×".join(map(str, x.shape))
-            rows.append((x.name, shape, stored, human_bytes(x.bytes_after), snr, x.reason))
-        widths = [max(len(row[i]) for row in rows) for i in range(5)]
+            row = [x.name, shape, stored, human_bytes(x.bytes_after)]
+            rows.append([*row, *_cells(x.outcome, measured), x.reason])
+        widths = [max(len(row[i]) for row in rows) for i in range(len(titles) + 1)]
         lines = [
-            "  ".join(cell.ljust(width) for cell, width in zip(row[:5], widths, strict=True))
-            + f"  {row[5]}"
+            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=False))
+            + f"  {row[-1]}"
             for row in rows
         ]
         lines.insert(1, "-" * len(lines[0]))
@@ -113,9 +156,17 @@ class Report:
         """Plain data, with infinite SNRs as None."""
         data = asdict(self)
         for layer in data["layers"]:
-            if layer["weight_snr"] is not None and not math.isfinite(layer["weight_snr"]):
-                layer["weight_snr"] = None
-        return {**data, "quantized": self.quantized, "mean_snr": self.mean_snr}
+            outcome = layer.pop("outcome") or {}
+            outcome.pop("note", None)
+            layer.update({name: _finite(value) for name, value in outcome.items()})
+        totals = {
+            "quantized": self.quantized,
+            "mean_snr": self.mean_snr,
+            "mean_output_snr": self.mean_output_snr,
+            "mean_executed_snr": self.mean_executed_snr,
+            "mean_gain": self.mean_gain,
+        }
+        return {**data, **totals}
 
     def json(self) -> str:
         """The report for machines."""
@@ -123,10 +174,14 @@ class Report:
 
 
 def make_report(
-    plan: Plan, snr: dict[str, float], warnings: Iterable[str], seconds: float, recipe: str
+    plan: Plan,
+    outcomes: Mapping[str, Outcome],
+    warnings: Iterable[str],
+    seconds: float,
+    recipe: str,
 ) -> Report:
-    """The report of a plan that was carried out. ``snr``: weight SNR by layer, dB."""
-    layers = tuple(_layer(t, snr.get(t.layer)) for t in plan.tensors if t.action != "copy")
+    """The report of a plan that was carried out. ``outcomes``: by layer."""
+    layers = tuple(_layer(t, outcomes.get(t.layer)) for t in plan.tensors if t.action != "copy")
     return Report(
         layers,
         (*plan.warnings, *warnings),
@@ -139,13 +194,37 @@ def make_report(
     )
 
 
-def _layer(t: TensorPlan, snr: float | None) -> LayerReport:
+def _layer(t: TensorPlan, outcome: Outcome | None) -> LayerReport:
     kept_format = str((t.conf or {}).get("format", "")) if t.spec is None else t.spec.format
     stored_as = t.spec.describe() if t.spec else kept_format
+    note = "" if outcome is None else outcome.note
+    reason = "; ".join(filter(None, (t.reason, note)))
     return LayerReport(
-        t.layer, t.action, t.shape, kept_format, stored_as, t.reason,
-        t.bytes_before, t.bytes_after, snr,
+        t.layer, t.action, t.shape, kept_format, stored_as, reason,
+        t.bytes_before, t.bytes_after, outcome,
     )  # fmt: skip
+
+
+def _cells(outcome: Outcome | None, measured: bool) -> list[str]:
+    """A layer's columns of the table that say how it was rounded."""
+    if outcome is None:
+        return [""] * (7 if measured else 3)
+    x = outcome
+    gain = None
+    if x.output_snr is not None and x.nearest_snr is not None and math.isfinite(x.nearest_snr):
+        gain = x.output_snr - x.nearest_snr
+    columns = [x.output_snr, x.executed_snr, gain, x.expected_gain] if measured else []
+    numbers = ["" if v is None else f"{v:.1f}" for v in (x.weight_snr, *columns)]
+    return [x.method, *numbers, f"{x.seconds:.2f}"]
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    finite = [value for value in values if value is not None and math.isfinite(value)]
+    return sum(finite) / len(finite) if finite else None
+
+
+def _finite(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def human_bytes(count: float) -> str:

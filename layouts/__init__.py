@@ -1,7 +1,17 @@
 """Formats: grids, geometries, packings, and the tensors that run them."""
 
+from .execution import executed_linear
 from .format import Format
 from .registry import formats, get_format, identify
 from .spec import Encoded, Fit, Spec
 
-__all__ = ["Encoded", "Fit", "Format", "Spec", "formats", "get_format", "identify"]
+__all__ = [
+    "Encoded",
+    "Fit",
+    "Format",
+    "Spec",
+    "executed_linear",
+    "formats",
+    "get_format",
+    "identify",
+]

@@ -42,6 +42,11 @@ class Format:
         padding: rows and columns the stored matrix is padded to.
         layout_names: layouts of comfy-kitchen or ComfyUI that run it, preferred first.
         own_layout: the name of our layout that runs it, where those have none.
+        search_pays: scale search without statistics is known to gain at least half a dB in outputs.
+        input_max: where ComfyUI quantizes inputs under a fixed scale ``input_scale``, the grid's
+            maximum that an input of that scale's range is mapped to; None elsewhere.
+        core_quantizes_input: ComfyUI quantizes inputs before the product where the device has one;
+            other layouts do so themselves inside the product, or never.
     """
 
     id: ClassVar[str]
@@ -56,6 +61,9 @@ class Format:
     padding: ClassVar[tuple[int, int]] = (1, 1)
     layout_names: ClassVar[tuple[str, ...]] = ()
     own_layout: ClassVar[str | None] = None
+    search_pays: ClassVar[bool] = False
+    input_max: ClassVar[float | None] = None
+    core_quantizes_input: ClassVar[bool] = False
 
     # ---- grid × geometry: what rounding sees -------------------------------------------------
 
@@ -142,6 +150,12 @@ class Format:
         if spec.convrot:
             w = rotate(w, spec.convrot)
         return pad(w, *self.padding)
+
+    def transform_inputs(self, x: Tensor, spec: Spec) -> Tensor:
+        """Bring float32 inputs ``x [T, N]`` into the domain the transformed weights multiply."""
+        if spec.convrot:
+            x = rotate(x, spec.convrot)
+        return pad(x, 1, self.padding[1])
 
     # ---- packing: what the file sees ---------------------------------------------------------
 

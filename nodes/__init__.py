@@ -4,13 +4,22 @@ from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
 
+from .calibrate_sampler import CalibrateSampler
+from .capture_activations import CaptureActivations
+from .capture_clip import CaptureCLIP
+from .compare_models import CompareModels
+from .extract_error_lora import ExtractErrorLora
+from .finish_capture import FinishCapture
 from .inspect_file import InspectFile
+from .load_calibration import LoadCalibration
 from .load_checkpoint import LoadCheckpoint
 from .load_clip import LoadCLIP
 from .load_diffusion_model import LoadDiffusionModel
+from .merge_calibrations import MergeCalibrations
 from .quantize_clip import QuantizeCLIP
 from .quantize_file import QuantizeFile
 from .quantize_model import QuantizeModel
+from .save_calibration import SaveCalibration
 from .save_checkpoint import SaveCheckpoint
 from .save_clip import SaveCLIP
 from .save_model import SaveModel
@@ -22,6 +31,15 @@ NODES: tuple[type[io.ComfyNode], ...] = (
     QuantizeModel,
     QuantizeCLIP,
     QuantizeFile,
+    CalibrateSampler,
+    CaptureActivations,
+    CaptureCLIP,
+    FinishCapture,
+    MergeCalibrations,
+    SaveCalibration,
+    LoadCalibration,
+    CompareModels,
+    ExtractErrorLora,
     SaveModel,
     SaveCLIP,
     SaveCheckpoint,

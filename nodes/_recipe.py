@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, get_args
 
 from comfy_api.latest import io
 
 from ..converters import Recipe
 from ..converters.presets import load_presets
+from ..converters.rounding import CalibratedOptions, LearnedOptions
+from ..converters.strict import Strict
+from ..errors import RecipeError
 from ..layouts import Format, formats
 from ..layouts.transforms import GROUP_SIZES
+
+_SWITCH = {"on": True, "off": False}
 
 FIRST = ("int8_tensorwise", "float8_e4m3fn", "mxfp8", "nvfp4")
 """Formats offered first, the recommended one at the top; the others follow."""
@@ -68,9 +74,58 @@ def _options(fmt: Format) -> list[io.Input]:
     return inputs
 
 
+def rounding_input() -> io.DynamicCombo.Input:
+    """How codes are chosen, with the settings only that method has."""
+    return io.DynamicCombo.Input(
+        "rounding",
+        options=[
+            io.DynamicCombo.Option("auto", []),
+            io.DynamicCombo.Option("nearest", []),
+            io.DynamicCombo.Option("calibrated", [_more(CalibratedOptions)]),
+            io.DynamicCombo.Option("learned", [*_learned_inputs(), _more(LearnedOptions)]),
+        ],
+        tooltip="How codes are chosen. Keep auto if unsure.\n"
+        "auto: the best that is possible. With a calibration connected, or on a loaded model, "
+        "rounding follows what each layer really sees; elsewhere nearest, scales searched where "
+        "that pays.\n"
+        "nearest: each weight by itself; fastest.\n"
+        "calibrated: as auto with statistics, with its settings.\n"
+        "learned: gradient descent; slower, and no better than calibrated.",
+    )
+
+
+def _learned_inputs() -> list[io.Input]:
+    fields = LearnedOptions.model_fields
+    return [
+        io.Combo.Input(
+            name,
+            options=list(get_args(fields[name].annotation)),
+            default=fields[name].default,
+            tooltip=f"{fields[name].description}.",
+        )
+        for name in ("objective", "optimizer", "schedule")
+    ]
+
+
+def _more(options: type[Strict]) -> io.Input:
+    shown = ("objective", "optimizer", "schedule")
+    listing = "\n".join(
+        f"{name} = {field.default}: {field.description}"
+        for name, field in options.model_fields.items()
+        if name not in shown
+    )
+    return io.String.Input(
+        "settings",
+        default="",
+        multiline=True,
+        tooltip=f"Other settings, one NAME = VALUE a line; empty keeps the defaults:\n{listing}",
+    )
+
+
 def recipe_inputs() -> list[io.Input]:
     """Everything of a recipe but the format; nothing here needs touching."""
     return [
+        rounding_input(),
         io.Combo.Input(
             "preset",
             options=["auto", "none", *load_presets()],
@@ -79,27 +134,45 @@ def recipe_inputs() -> list[io.Input]:
             tooltip="Which layers stay in high precision. auto recognises the model's family; none "
             "quantizes every linear layer.",
         ),
-        io.Boolean.Input(
+        io.Combo.Input(
             "scale_search",
-            default=False,
+            options=["auto", "on", "off"],
+            default="auto",
             advanced=True,
-            tooltip="Try several scales for each block and keep the best. Slower. The model's "
-            "outputs gain up to 0.9 dB, most in float8_e4m3fn_block3d and nvfp4. Leave it off for "
-            "int8_tensorwise with scaling 'tensor' and for int8_blockwise: they lose 1.2 and "
-            "1.5 dB.",
+            tooltip="Try several scales for each block and keep the best. auto: where that is "
+            "known to help. Without a calibration it costs int8_tensorwise with scaling 'tensor' "
+            "and int8_blockwise 1.2 and 1.5 dB of the outputs.",
         ),
-        io.Boolean.Input(
+        io.Combo.Input(
             "full_precision_matmul",
-            default=False,
+            options=["auto", "on", "off"],
+            default="auto",
             advanced=True,
             tooltip="Decode the weights before each product instead of quantizing activations. "
-            "More exact, not faster.",
+            "More exact, not faster. auto: only in layers that see a token or so a call, where "
+            "it costs next to nothing (needs statistics).",
         ),
         io.Boolean.Input(
             "heuristics",
             default=False,
             advanced=True,
             tooltip="Also keep layers that gain little: tiny ones and very long, thin ones.",
+        ),
+        io.Boolean.Input(
+            "bias_correction",
+            default=True,
+            advanced=True,
+            tooltip="Correct each layer's bias for the mean error that was measured, where that "
+            "helps. Needs statistics.",
+        ),
+        io.Combo.Input(
+            "input_scale",
+            options=["auto", "none", "constant", "weight", "calibrated"],
+            default="auto",
+            advanced=True,
+            tooltip="Fixed scale of the layers' inputs, for float8_e4m3fn and float8_e5m2 on GPUs "
+            "that multiply FP8. auto and calibrated: from the range that was measured, where one "
+            "was. constant: 1. weight: the weight's own scale, as some old text encoders have it.",
         ),
         io.String.Input(
             "exclude",
@@ -114,10 +187,13 @@ def recipe_inputs() -> list[io.Input]:
 
 def make_recipe(
     format: Mapping[str, Any],
+    rounding: Mapping[str, Any] | None = None,
     preset: str = "auto",
-    scale_search: bool = False,
-    full_precision_matmul: bool = False,
+    scale_search: str = "auto",
+    full_precision_matmul: str = "auto",
     heuristics: bool = False,
+    bias_correction: bool = True,
+    input_scale: str = "auto",
     exclude: str = "",
 ) -> Recipe:
     """The recipe for what the inputs say. Raises :class:`~roundsmith.errors.RecipeError`."""
@@ -126,14 +202,36 @@ def make_recipe(
     if convrot == "none" or (convrot == "auto" and scaling == "tensor"):
         convrot = None
     group_size = format.get("group_size")
+    method = dict(rounding or {"rounding": "auto"})
+    kind = method.pop("rounding")
+    text = method.pop("settings", "")
+    settings = {**method, **_settings(text)}
     return Recipe(
+        rounding=kind,
+        **({kind: settings} if settings else {}),
         format=format["format"],
         scaling=scaling,
         convrot=int(convrot) if convrot not in (None, "auto") else convrot,
         group_size=int(group_size) if group_size else None,
         preset=None if preset == "none" else preset,
-        scale_search=scale_search,
-        full_precision_matrix_mult=full_precision_matmul,
+        scale_search=_SWITCH.get(scale_search),
+        full_precision_matrix_mult=_SWITCH.get(full_precision_matmul),
         heuristics=heuristics,
+        bias_correction=bias_correction,
+        input_scale=input_scale,
         exclude=tuple(line.strip() for line in exclude.splitlines() if line.strip()),
     )
+
+
+def _settings(text: str) -> dict[str, Any]:
+    """``NAME = VALUE`` lines; values are JSON, or else text."""
+    found: dict[str, Any] = {}
+    for line in filter(None, map(str.strip, text.splitlines())):
+        name, sign, value = (part.strip() for part in line.partition("="))
+        if not sign:
+            raise RecipeError(f"rounding settings: {line!r} is not NAME = VALUE")
+        try:
+            found[name] = json.loads(value)
+        except ValueError:
+            found[name] = value
+    return found

@@ -11,13 +11,14 @@ from ..converters import Report
 
 
 def brief(report: Report) -> str:
-    """A report in two short lines, to be read on a node."""
+    """A report in a few short lines, to be read on a node; the first two show at once."""
     kept = sum(layer.action == "keep" for layer in report.layers)
-    sizes = f"{report.bytes_before / 1e6:,.1f} MB → {report.bytes_after / 1e6:,.1f} MB"
-    quality = "" if report.mean_snr is None else f", SNR {report.mean_snr:.1f} dB"
-    lines = [f"{sizes}{quality}", f"{report.quantized} layers quantized, {kept} kept"]
+    sizes = f"{report.bytes_before / 1e6:,.1f} → {report.bytes_after / 1e6:,.1f} MB"
+    lines = [f"{sizes}, {report.quantized} layers quantized, {kept} kept"]
+    lines += list(filter(None, (report.quality(), report.methods())))
     if report.warnings:
-        lines[1] += f", {len(report.warnings)} warnings: see the report"
+        count = len(report.warnings)
+        lines.append(f"{count} note{'s' if count > 1 else ''}: see the report")
     return "\n".join(lines)
 
 

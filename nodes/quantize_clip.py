@@ -9,6 +9,7 @@ from comfy_api.latest import io
 from ..bridge.quantizing import quantize_clip
 from ._recipe import format_input, make_recipe, recipe_inputs
 from ._result import brief, with_report
+from ._types import Calibration
 
 
 class QuantizeCLIP(io.ComfyNode):
@@ -27,6 +28,12 @@ class QuantizeCLIP(io.ComfyNode):
                 io.Clip.Input("clip", tooltip="The text encoders to quantize, with their LoRAs."),
                 format_input(),
                 *recipe_inputs(),
+                Calibration.Input(
+                    "calibration",
+                    optional=True,
+                    tooltip="Statistics of what the layers see, from a Calibrate or Capture node. "
+                    "Without them the text encoders calibrate themselves on built-in text."
+                ),
             ],
             outputs=[
                 io.Clip.Output(tooltip="The quantized text encoders."),
@@ -37,8 +44,10 @@ class QuantizeCLIP(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, clip: Any, format: dict[str, Any], **options: Any) -> io.NodeOutput:
-        quantized, reports = quantize_clip(clip, make_recipe(format, **options))
+    def execute(
+        cls, clip: Any, format: dict[str, Any], calibration: Any = None, **options: Any
+    ) -> io.NodeOutput:
+        quantized, reports = quantize_clip(clip, make_recipe(format, **options), calibration)
         table = "\n\n".join(f"{name}\n{report.table()}" for name, report in reports)
         summary = "\n".join(f"{name}: {brief(report)}" for name, report in reports)
         return with_report(quantized, table, summary)

@@ -10,6 +10,7 @@ from ..bridge.files import quantize_file
 from ..bridge.paths import FOLDERS, list_sources
 from ._recipe import format_input, make_recipe, recipe_inputs
 from ._result import brief, with_report
+from ._types import Calibration
 
 
 class QuantizeFile(io.ComfyNode):
@@ -53,6 +54,12 @@ class QuantizeFile(io.ComfyNode):
                     tooltip="Replace a file that is there already. Otherwise it is an error.",
                 ),
                 *recipe_inputs(),
+                Calibration.Input(
+                    "calibration",
+                    optional=True,
+                    tooltip="Statistics of what the layers see, from a Calibrate or Capture node "
+                    "on the same model. Without them a file is rounded to nearest.",
+                ),
             ],
             outputs=[
                 io.String.Output("path", tooltip="The file that was written."),
@@ -70,8 +77,9 @@ class QuantizeFile(io.ComfyNode):
         folder: str,
         filename: str,
         overwrite: bool = False,
+        calibration: Any = None,
         **options: Any,
     ) -> io.NodeOutput:
         recipe = make_recipe(format, **options)
-        path, report = quantize_file(source, folder, filename, recipe, overwrite)
+        path, report = quantize_file(source, folder, filename, recipe, overwrite, calibration)
         return with_report(str(path), report.table(), f"{path.name}\n{brief(report)}")

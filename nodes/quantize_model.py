@@ -9,6 +9,7 @@ from comfy_api.latest import io
 from ..bridge.quantizing import quantize_model
 from ._recipe import format_input, make_recipe, recipe_inputs
 from ._result import brief, with_report
+from ._types import Calibration
 
 
 class QuantizeModel(io.ComfyNode):
@@ -27,6 +28,18 @@ class QuantizeModel(io.ComfyNode):
                 io.Model.Input("model", tooltip="The model to quantize, with its LoRAs."),
                 format_input(),
                 *recipe_inputs(),
+                Calibration.Input(
+                    "calibration",
+                    optional=True,
+                    tooltip="Statistics of what the layers see, from a Calibrate or Capture node. "
+                    "Without them the model calibrates itself on a few short runs of its own."
+                ),
+                io.Clip.Input(
+                    "clip",
+                    optional=True,
+                    tooltip="Text encoders for the prompts the model calibrates itself on. "
+                    "Unconnected, it is given random and empty prompts, which is nearly as good.",
+                ),
             ],
             outputs=[
                 io.Model.Output(tooltip="The quantized model."),
@@ -37,6 +50,14 @@ class QuantizeModel(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, model: Any, format: dict[str, Any], **options: Any) -> io.NodeOutput:
-        quantized, report = quantize_model(model, make_recipe(format, **options))
+    def execute(
+        cls,
+        model: Any,
+        format: dict[str, Any],
+        calibration: Any = None,
+        clip: Any = None,
+        **options: Any,
+    ) -> io.NodeOutput:
+        recipe = make_recipe(format, **options)
+        quantized, report = quantize_model(model, recipe, calibration, clip)
         return with_report(quantized, report.table(), brief(report))

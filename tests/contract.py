@@ -276,7 +276,7 @@ class FormatContract:
             "blocks.1.norm.weight": torch.ones(512),
         }
         save_file(source, tmp_path / "in.safetensors", metadata={"note": "kept"})
-        recipe = Recipe(format=self.FORMAT, preset=None, **self.OPTIONS)
+        recipe = Recipe(format=self.FORMAT, rounding="nearest", preset=None, **self.OPTIONS)
         report = quantize_file(tmp_path / "in.safetensors", tmp_path / "out.safetensors", recipe)
         assert report.quantized == 2
         with safe_open(tmp_path / "out.safetensors", "pt") as file:

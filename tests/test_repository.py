@@ -26,7 +26,7 @@ TESTS = ROOT / "tests"
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 COMFYUI = {
     *("comfy", "comfy_api", "comfy_execution", "comfy_extras", "execution"),
-    *("aiohttp", "folder_paths", "node_helpers", "nodes", "server"),
+    *("aiohttp", "folder_paths", "latent_preview", "node_helpers", "nodes", "server"),
 }
 NOT_SHIPPED = {"build", "dist", "tests"}
 IMPORTED_AS = {"pillow": "PIL"}

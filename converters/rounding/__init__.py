@@ -2,7 +2,20 @@
 file.
 """
 
+from .calibrated import CalibratedOptions, calibrated
+from .learned import LearnedOptions, learned
 from .nearest import nearest
+from .problem import Activations, Poll, Solution
 from .scale_search import scale_search
 
-__all__ = ["nearest", "scale_search"]
+__all__ = [
+    "Activations",
+    "CalibratedOptions",
+    "LearnedOptions",
+    "Poll",
+    "Solution",
+    "calibrated",
+    "learned",
+    "nearest",
+    "scale_search",
+]

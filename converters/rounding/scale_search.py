@@ -2,23 +2,24 @@
 
 Absmax scales spend the grid's range on the largest weight. A somewhat smaller scale clips it and
 rounds all the others more finely; whether that pays is tried, block by block, over multiples of the
-absmax scale, each re-rounded to what the format can store.
+absmax scale, each re-rounded to what the format can store. Each column's squared error may be
+weighted by how much it matters to the layer's outputs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
-from ...kernels import block_view
-from ...layouts.codec import decode, encode
-from ...layouts.geometries import Geometry, Scales
+from ...kernels import block_view, expand_scale
+from ...layouts.codec import encode
+from ...layouts.geometries import FLOAT_SCALES, Geometry, Scales
 from ...layouts.grids import Grid
+from .problem import Poll
+from .quantizer import rounder
 
 MULTIPLES = tuple(0.6 + 0.02 * step for step in range(26))
-_ROWS_IN_CACHE = 1 << 18
+_WEIGHTS_IN_CACHE = 1 << 17
 
 
 def scale_search(
@@ -27,7 +28,7 @@ def scale_search(
     geometry: Geometry,
     tensor_absmax: Tensor | None = None,
     importance: Tensor | None = None,
-    poll: Callable[[], None] | None = None,
+    poll: Poll | None = None,
 ) -> tuple[Tensor, Scales]:
     """Round each weight to the nearest code under searched scales.
 
@@ -40,49 +41,88 @@ def scale_search(
             needs it.
         importance: float32 ``[N]``, the weight of each column's squared error (the diagonal of the
             activations' second moment), or None.
-
         poll: called many times a second; an exception it raises ends the search.
 
     Returns:
         Codes ``[M, N]`` and scales; never a larger error than :func:`nearest`.
     """
-    start = geometry.scales(w, grid, tensor_absmax)
-    best = start
-    least = _block_errors(w, grid, start, importance, poll)
-    for multiple in MULTIPLES:
-        tried = geometry.rule.snap(start.effective * multiple, start.tensor)
-        error = _block_errors(w, grid, tried, importance, poll)
-        better = error < least
-        least = torch.where(better, error, least)
-        best = Scales(torch.where(better, tried.block, best.block), start.tensor)
+    best = best_scales(w, grid, geometry, tensor_absmax, importance, poll)
     return encode(w, grid, best, inplace=True), best
+
+
+def best_scales(
+    w: Tensor,
+    grid: Grid,
+    geometry: Geometry,
+    tensor_absmax: Tensor | None = None,
+    importance: Tensor | None = None,
+    poll: Poll | None = None,
+) -> Scales:
+    """The scales of :func:`scale_search`; ``w`` is kept."""
+    start = geometry.scales(w, grid, tensor_absmax)
+    m, n = w.shape
+    mb = start.block.shape[0]
+    rows = m // max(mb, 1)
+    step = max(_WEIGHTS_IN_CACHE // max(n, 1), 1)
+    if mb > 1:  # whole blocks of rows
+        step = -(-step // rows) * rows
+    wished = (1.0, *MULTIPLES)
+    found: list[Tensor] = []
+    errors: Tensor | None = None
+    for first in range(0, m, step):
+        part = w[first : first + step]
+        covered = slice(first // rows, max(-(-(first + part.shape[0]) // rows), 1))
+        tried = _candidates(start, covered, geometry, wished)
+        lost = _block_errors(part, grid, tried, start.tensor, importance, poll)
+        if mb > 1:
+            found.append(_least(tried, lost))
+        else:  # one block of rows, in several parts
+            errors = lost if errors is None else errors + lost
+    if errors is not None:
+        found.append(_least(_candidates(start, slice(0, 1), geometry, wished), errors))
+    return Scales(torch.cat(found) if found else start.block, start.tensor)
+
+
+def _candidates(
+    start: Scales, covered: slice, geometry: Geometry, multiples: tuple[float, ...]
+) -> list[Tensor]:
+    """Different storable scales ``[mb, Nb]`` to try, the absmax scale first."""
+    mine = Scales(start.block[covered], start.tensor)
+    tried = [mine.block]
+    for multiple in multiples[1:]:
+        block = geometry.rule.snap(mine.effective * multiple, start.tensor).block
+        if geometry.rule == FLOAT_SCALES or not torch.equal(block, tried[-1]):
+            tried.append(block)
+    return tried
+
+
+def _least(tried: list[Tensor], errors: Tensor) -> Tensor:
+    """Of the scales ``[mb, Nb]`` tried, those with the least of ``errors [tries, mb, Nb]``."""
+    return torch.stack(tried).gather(0, errors.argmin(dim=0, keepdim=True))[0]
 
 
 def _block_errors(
     w: Tensor,
     grid: Grid,
-    scales: Scales,
+    tried: list[Tensor],
+    tensor: Tensor | None,
     importance: Tensor | None,
-    poll: Callable[[], None] | None,
+    poll: Poll | None,
 ) -> Tensor:
-    """Squared error of each block, ``[Mb, Nb]``, a few rows at a time so that they stay in cache.
-    """
+    """Squared error of each block under each scale tried: ``[tries, mb, Nb]``."""
     m, n = w.shape
-    mb, nb = scales.block.shape
-    rows = m // mb
-    step = max(_ROWS_IN_CACHE // max(n, 1), 1)
-    if rows > 1 and mb > 1:  # whole blocks of rows
-        step = -(-step // rows) * rows
-    errors = torch.zeros(mb, nb, device=w.device)
-    for first in range(0, m, step):
+    mb, nb = tried[0].shape
+    blocks = block_view(w, m // mb, n // nb)
+    weight = None if importance is None else importance.view(1, 1, nb, n // nb)
+    round_ = rounder(grid)
+    errors = []
+    for block in tried:
         if poll is not None:
             poll()
-        part = w[first : first + step]
-        covered = slice(first // rows, max(-(-(first + part.shape[0]) // rows), 1))
-        mine = Scales(scales.block[covered], scales.tensor)
-        lost = decode(encode(part, grid, mine), grid, mine).sub_(part).square_()
-        if importance is not None:
-            lost *= importance
-        blocks = block_view(lost, part.shape[0] // mine.block.shape[0], n // nb)
-        errors[covered] += blocks.sum(dim=3).sum(dim=1)
-    return errors
+        scale = expand_scale(Scales(block, tensor).effective)
+        values = round_((blocks * torch.where(scale == 0, 0.0, 1.0 / scale)).view(m, n))
+        lost = values.view(blocks.shape).mul_(scale).sub_(blocks).square_()
+        if weight is not None:
+            lost.mul_(weight)
+        errors.append(lost.sum(dim=3).sum(dim=1))
+    return torch.stack(errors)

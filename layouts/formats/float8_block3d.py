@@ -27,6 +27,7 @@ class Float8Block3D(Format):
     title = "FP8 E4M3, per row block"
     aliases = ("fp8_block3d", "float8_e4m3fn", "float8_e4m3fn_blockwise")
     grid = E4M3
+    search_pays = True
     hardware = "NVIDIA Ada (RTX 40) and newer"
     group_sizes = (64, 128)
     own_layout = "RoundsmithFloat8Block3DLayout"

@@ -28,6 +28,7 @@ class Float8Rowwise(Format):
     title = "FP8 E4M3, per row"
     aliases = ("fp8_rowwise", "float8_e4m3fn")
     grid = E4M3
+    search_pays = True
     hardware = "NVIDIA Ada (RTX 40) and newer"
     own_layout = "RoundsmithFloat8RowwiseLayout"
 

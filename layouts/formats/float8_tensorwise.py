@@ -24,6 +24,7 @@ from ..spec import Spec
 
 class _Float8Tensorwise(Format):
     stock = True
+    core_quantizes_input = True
 
     def geometry(self, spec: Spec) -> Geometry:
         return PER_TENSOR
@@ -50,6 +51,7 @@ class Float8E4M3(_Float8Tensorwise):
     title = "FP8 E4M3, per tensor"
     aliases = ("fp8", "fp8_e4m3fn")
     grid = E4M3
+    input_max = E4M3.max
     hardware = "NVIDIA Ada (RTX 40) and newer, AMD RDNA 4"
     layout_names = ("TensorCoreFP8E4M3Layout", "TensorCoreFP8Layout")
 
@@ -61,6 +63,7 @@ class Float8E5M2(_Float8Tensorwise):
     title = "FP8 E5M2, per tensor"
     aliases = ("fp8_e5m2",)
     grid = E5M2
+    input_max = E5M2.max
     hardware = "decoded to 16 bits"
     layout_names = ("TensorCoreFP8E5M2Layout",)  # ComfyUI's; comfy-kitchen's own rounds to E4M3
     own_layout = "RoundsmithFloat8E5M2Layout"

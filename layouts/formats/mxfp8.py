@@ -34,6 +34,7 @@ class MXFP8(Format):
     title = "MXFP8"
     grid = E4M3
     stock = True
+    core_quantizes_input = True
     hardware = "NVIDIA Blackwell (RTX 50)"
     padding = (32, 32)
     layout_names = ("TensorCoreMXFP8Layout",)

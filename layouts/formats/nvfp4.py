@@ -40,7 +40,9 @@ class NVFP4(Format):
     title = "NVFP4"
     aliases = ("fp4",)
     grid = E2M1
+    search_pays = True
     stock = True
+    core_quantizes_input = True
     hardware = "NVIDIA Blackwell (RTX 50)"
     padding = (16, 16)
     layout_names = ("TensorCoreNVFP4Layout",)

@@ -70,7 +70,7 @@ def quantized(demo: Path) -> Callable[..., Path]:
         name = "-".join([format, *(f"{k}-{v}" for k, v in options.items())])
         if name not in made:
             made[name] = demo.with_name(f"{name}.safetensors")
-            quantize_file(demo, made[name], Recipe(format=format, **options))
+            quantize_file(demo, made[name], Recipe(format=format, rounding="nearest", **options))
         return made[name]
 
     return make

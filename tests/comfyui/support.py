@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,7 @@ def conditioning(prompt: str = "a handwritten three") -> list[Any]:
 @torch.inference_mode()
 def sample(model: Any, seed: int = 1, steps: int = STEPS) -> Tensor:
     """The final latent after a few Euler steps."""
+    align(model.model)
     latent = torch.zeros(1, 16, 8, 8)
     noise = comfy.sample.prepare_noise(latent, seed)
     positive = conditioning()
@@ -56,6 +58,17 @@ def sample(model: Any, seed: int = 1, steps: int = STEPS) -> Tensor:
         seed=seed,
         disable_pbar=True,
     )
+
+
+@torch.inference_mode()
+def align(module: torch.nn.Module) -> None:
+    """Move plain weights to 64 bytes, as torch allocates: in a file the header's length decides.
+
+    A CPU's product of one row sums in another order where its matrix begins elsewhere.
+    """
+    for parameter in module.parameters():
+        if type(parameter.data) is Tensor and parameter.data_ptr() % 64:
+            parameter.data = parameter.data.clone()
 
 
 @torch.inference_mode()
@@ -110,3 +123,28 @@ def with_lora(model: Any, state: dict[str, Tensor] | None = None, strength: floa
     new = model.clone()
     assert len(new.add_patches(patches, strength)) == len(patches)
     return new
+
+
+def hooks_on(module: torch.nn.Module) -> int:
+    """How many hooks a module and those in it have."""
+    return sum(len(m._forward_pre_hooks) + len(m._forward_hooks) for m in module.modules())
+
+
+def tokens_seen(
+    module: torch.nn.Module, layers: Iterable[str], run: Callable[[], object]
+) -> dict[str, Tensor]:
+    """What plain torch hooks see of the inputs of ``layers`` during ``run``, float64 ``[k, N]``."""
+    seen: dict[str, list[Tensor]] = {name: [] for name in layers}
+
+    def hook(name: str) -> Callable[..., None]:
+        def keep(_: torch.nn.Module, args: tuple[Tensor, ...]) -> None:
+            seen[name].append(args[0].detach().reshape(-1, args[0].shape[-1]).double())
+
+        return keep
+
+    handles = [module.get_submodule(n).register_forward_pre_hook(hook(n)) for n in seen]
+    with torch.inference_mode():
+        run()
+    for handle in handles:
+        handle.remove()
+    return {name: torch.cat(parts) for name, parts in seen.items()}

@@ -79,10 +79,15 @@ def test_the_layers_json_is_kept(quantized):
     assert b'"group_size": 64' in bytes(state["comfy_quant"].tolist())
 
 
-def test_a_full_precision_layer_really_decodes(demo, quantized):
-    """An INT8 layer marked so must not round its activations."""
-    path = demo.with_name("full-precision.safetensors")
-    recipe = Recipe(format="int8_blockwise", full_precision_matrix_mult=True)
+@pytest.mark.parametrize(
+    ("format", "options"),
+    [("int8_blockwise", {}), ("int8_tensorwise", {}), ("int8_tensorwise", {"convrot": 64})],
+    ids=case_id,
+)
+def test_a_full_precision_layer_really_decodes(demo, format, options):
+    """An INT8 layer marked so must not round its activations, whoever's format it is."""
+    path = demo.with_name(f"full-precision-{format}.safetensors")
+    recipe = Recipe(format=format, full_precision_matrix_mult=True, **options)
     quantize_file(demo, path, recipe, overwrite=True)
     layer = load_ours(path).model.diffusion_model.single_blocks[0].linear1
     x = torch.randn(2, 5, 256)

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+from typing import get_args
 
 import pytest
 
 import roundsmith
 from roundsmith import dev
+from roundsmith.converters import Recipe
+from roundsmith.converters.recipe import Rounding
+from roundsmith.errors import RecipeError
 from roundsmith.layouts import formats
 from roundsmith.nodes import NODES
 from roundsmith.nodes._recipe import make_recipe
@@ -51,10 +55,38 @@ def test_every_format_is_offered_with_its_own_options_only(base):
         assert ("convrot" in names) == fmt.rotates
 
 
-def test_a_beginner_sees_model_and_format(base):
+def test_a_beginner_sees_model_format_and_rounding(base):
+    """A DynamicCombo cannot be advanced; calibration and CLIP are sockets that may stay empty."""
     schema = next(n for n in NODES if n.__name__ == "QuantizeModel").GET_SCHEMA()
-    plain = [i.id for i in schema.inputs if not getattr(i, "advanced", None)]
-    assert plain == ["model", "format"]
+    plain = [i for i in schema.inputs if not getattr(i, "advanced", None)]
+    assert [i.id for i in plain if not i.optional] == ["model", "format", "rounding"]
+    assert [i.id for i in plain if i.optional] == ["calibration", "clip"]
+
+
+@pytest.mark.parametrize("name", ["QuantizeModel", "QuantizeCLIP", "QuantizeFile"])
+def test_rounding_is_automatic_unless_chosen(base, name):
+    schema = next(n for n in NODES if n.__name__ == name).GET_SCHEMA()
+    choice = next(i for i in schema.inputs if i.id == "rounding")
+    assert [option.key for option in choice.options] == list(get_args(Rounding))
+    shown = {option.key: [item.id for item in option.inputs] for option in choice.options}
+    assert shown["auto"] == shown["nearest"] == []
+    assert shown["calibrated"] == ["settings"]
+    assert shown["learned"] == ["objective", "optimizer", "schedule", "settings"]
+    assert make_recipe({"format": "nvfp4"}) == Recipe(format="nvfp4")
+
+
+def test_settings_of_a_rounding_method(base):
+    """NAME = VALUE lines reach the method, and only those it has."""
+    chosen = {"rounding": "calibrated", "settings": "damping = 0.1\n\nact_order = false"}
+    recipe = make_recipe({"format": "nvfp4"}, rounding=chosen)
+    assert recipe.rounding == "calibrated"
+    assert (recipe.calibrated.damping, recipe.calibrated.act_order) == (0.1, False)
+    chosen = {"rounding": "learned", "optimizer": "prodigy", "settings": "iterations = 7"}
+    recipe = make_recipe({"format": "nvfp4"}, rounding=chosen)
+    assert (recipe.learned.optimizer, recipe.learned.iterations) == ("prodigy", 7)
+    for text in ("nonsense = 1", "damping", "damping = much"):
+        with pytest.raises(RecipeError):
+            make_recipe({"format": "nvfp4"}, rounding={"rounding": "calibrated", "settings": text})
 
 
 def test_every_default_makes_a_recipe(base):
@@ -74,5 +106,5 @@ def test_tensor_scales_and_automatic_rotation_do_not_clash(base):
 
 def test_the_entry_point(base):
     extension = asyncio.run(roundsmith.comfy_entrypoint())
-    assert len(asyncio.run(extension.get_node_list())) == 10
+    assert asyncio.run(extension.get_node_list()) == list(NODES)
     assert not hasattr(roundsmith, "NODE_CLASS_MAPPINGS"), "it would hide the V3 nodes"

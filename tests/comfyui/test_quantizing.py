@@ -5,23 +5,26 @@ from __future__ import annotations
 import copy
 import types
 
+import comfy.model_management as mm
 import comfy.model_sampling
 import comfy.sd
 import pytest
 import torch
 from comfy.quant_ops import QuantizedTensor
 
-from roundsmith.bridge import quantizing
+from roundsmith.bridge import quantizing, self_calibration, self_runs
 from roundsmith.bridge.quantizing import quantize_clip, quantize_model
+from roundsmith.bridge.self_calibration import self_calibrate_model
 from roundsmith.bridge.sources import PatchedWeights
 from roundsmith.converters import Recipe
+from roundsmith.converters.solving import LayerSolver
 
-from .support import CASES, case_id, load_ours, load_stock, lora, sample, snr, with_lora
+from .support import CASES, case_id, hooks_on, load_ours, load_stock, lora, sample, snr, with_lora
 
 
 @torch.inference_mode()
-def quantize(model, format="int8_tensorwise", **options):
-    return quantize_model(model, Recipe(format=format, **options))
+def quantize(model, format="int8_tensorwise", rounding="nearest", **options):
+    return quantize_model(model, Recipe(format=format, rounding=rounding, **options))
 
 
 @pytest.mark.parametrize(("format", "options"), CASES, ids=case_id)
@@ -176,7 +179,7 @@ def test_text_encoders(encoder, format):
         clip = comfy.sd.load_clip([str(encoder)])
         tokens = clip.tokenize("a handwritten three")
         expected = clip.encode_from_tokens(tokens)
-        new, reports = quantize_clip(clip, Recipe(format=format))
+        new, reports = quantize_clip(clip, Recipe(format=format, rounding="nearest"))
         got = new.encode_from_tokens(tokens)
         again = clip.encode_from_tokens(tokens)
     assert [name for name, _ in reports] == ["clip_l"] and reports[0][1].quantized == 73
@@ -184,3 +187,89 @@ def test_text_encoders(encoder, format):
     assert isinstance(layer.weight, QuantizedTensor) and new.patcher.model is new.cond_stage_model
     assert 20 < snr(expected, got) < 80
     assert torch.equal(expected, again)
+
+
+# ---- statistics: connected, or the model's own ---------------------------------------------------
+
+
+@pytest.fixture
+def calibrations(monkeypatch):
+    """Counts how often the model calibrates itself, on a few short runs."""
+    monkeypatch.setattr(self_runs, "SAMPLES", 8)
+    monkeypatch.setattr(self_runs, "STEPS", 6)
+    monkeypatch.setattr(self_runs, "PIXELS", 64)
+    made = []
+
+    def counted(*arguments):
+        made.append(arguments)
+        return self_calibrate_model(*arguments)
+
+    monkeypatch.setattr(quantizing, "self_calibrate_model", counted)
+    return made
+
+
+def test_a_model_with_nothing_connected_calibrates_itself(demo, calibrations):
+    original = load_stock(demo)
+    plain, _ = quantize(original, "float8_e4m3fn")
+    assert not calibrations, "nearest rounding needs no statistics"
+    new, report = quantize(original, "float8_e4m3fn", rounding="auto")
+    assert len(calibrations) == 1
+    assert any("short runs" in warning for warning in report.warnings)
+    methods = [layer.outcome.method for layer in report.layers if layer.outcome]
+    assert len(methods) == 32 and methods.count("calibrated") >= 20
+    assert set(methods) <= {"calibrated", "scale search", "nearest"}
+    expected = sample(original, steps=6)
+    gain = snr(expected, sample(new, steps=6)) - snr(expected, sample(plain, steps=6))
+    assert gain >= 4
+    assert hooks_on(original.model) == 0
+
+
+def test_a_connected_calibration_is_what_counts(demo, calibrations):
+    original = load_stock(demo)
+    with torch.inference_mode():
+        given, _ = self_calibrate_model(original, tell=lambda _: None)
+        recipe = Recipe(format="float8_e4m3fn")
+        _, report = quantize_model(original, recipe, given)
+    assert not calibrations
+    assert not any("short runs" in warning for warning in report.warnings)
+    assert "calibrated" in report.methods()
+
+
+def test_cancelled_and_started_again(demo, calibrations, monkeypatch):
+    """Neither the calibration nor a finished layer is made twice; afterwards nothing is held."""
+    original = load_stock(demo)
+    solved, solve = [], LayerSolver._solve
+
+    def counted(self, t, *arguments):
+        if len(solved) == 5 and not again:
+            mm.interrupt_current_processing()
+        found = solve(self, t, *arguments)
+        (again or solved).append(t.layer)
+        return found
+
+    again = []
+    monkeypatch.setattr(LayerSolver, "_solve", counted)
+    with pytest.raises(mm.InterruptProcessingException):
+        quantize(original, "float8_e4m3fn", rounding="auto")
+    assert len(calibrations) == 1 and 5 <= len(solved) < 10
+    again.append("second run")
+    _, report = quantize(original, "float8_e4m3fn", rounding="auto")
+    assert len(calibrations) == 1
+    assert report.quantized == 32 == len(solved) + len(again[1:])
+    assert not set(solved) & set(again)
+    quantize(original, "float8_e4m3fn", rounding="auto", exclude=("double", "linear"))
+    assert len(calibrations) == 2, "a finished run's statistics are not kept"
+
+
+def test_a_text_encoder_with_nothing_connected_calibrates_itself(encoder, monkeypatch):
+    monkeypatch.setattr(self_calibration, "TOKENS_READ", 1500)
+    others = r"layers\.([1-9]|1\d)\."
+    with torch.inference_mode():
+        clip = comfy.sd.load_clip([str(encoder)])
+        _, reports = quantize_clip(clip, Recipe(format="nvfp4", exclude=(others,)))
+    ((_, report),) = reports
+    outcomes = {layer.name: layer.outcome for layer in report.layers if layer.outcome}
+    inner = [outcome for name, outcome in outcomes.items() if "layers.0." in name]
+    assert len(inner) == 6 and all(outcome.method == "calibrated" for outcome in inner)
+    assert all(outcome.tokens >= 1000 for outcome in inner)
+    assert report.mean_gain > 1

@@ -16,9 +16,12 @@ WORKFLOWS = sorted((dev.ROOT / "workflows").glob("*.json"))
 INT8 = {"format": "int8_tensorwise", "format.scaling": "row", "format.convrot": "auto"}
 RECIPE = {
     "preset": "auto",
-    "scale_search": False,
-    "full_precision_matmul": False,
+    "rounding": "nearest",
+    "scale_search": "off",
+    "full_precision_matmul": "off",
     "heuristics": False,
+    "bias_correction": True,
+    "input_scale": "auto",
     "exclude": "",
 }
 
@@ -34,16 +37,23 @@ def test_the_pack_is_loaded(server):
     assert "IMPORT FAILED" not in server.read_log()
     info = server.get("/object_info")
     ours = {name for name in info if name.startswith("Roundsmith")}
-    assert len(ours) == 10
+    assert ours == {page.stem for page in (dev.ROOT / "web" / "docs").glob("*.md")}
     assert info["RoundsmithQuantizeModel"]["display_name"] == "Quantize Model"
 
 
 @pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
 def test_workflows_run_as_shipped(server, path):
     prompt = to_prompt(path, server.get("/object_info"))
-    outputs = server.run(prompt)
+    for step in prompt.values():
+        if step["class_type"] == "RoundsmithQuantizeCLIP":
+            # Calibrated rounding of its 85 M weights takes a minute or more on two cores. Text
+            # encoders that calibrate themselves are tested in test_quantizing.
+            assert step["inputs"]["rounding"] == "auto"
+            step["inputs"]["rounding"] = "nearest"
+    outputs = server.run(prompt, timeout=400)  # it calibrates itself
     images = [i for output in outputs.values() for i in output.get("images", [])]
-    assert images and all((server.base / "output" / image["filename"]).exists() for image in images)
+    assert any(image["type"] == "output" for image in images)
+    assert all((server.base / image["type"] / image["filename"]).exists() for image in images)
 
 
 def test_every_workflow_has_a_picture_and_a_note():
@@ -51,6 +61,7 @@ def test_every_workflow_has_a_picture_and_a_note():
         "quantize-and-sample",
         "load-quantized-and-sample",
         "quantize-text-encoder",
+        "calibrate-quantize-compare",
     }
     for path in WORKFLOWS:
         assert path.with_suffix(".jpg").is_file()
@@ -71,7 +82,7 @@ def test_cancel_within_a_second_leaves_nothing(server):
     """Interrupt while the text encoder is being quantized with the slow search."""
     server.messages.clear()
     source = f"text_encoders/{TEXT_ENCODER_FILE}"
-    prompt_id = server.queue(quantize_file("cancelled", source, scale_search=True))
+    prompt_id = server.queue(quantize_file("cancelled", source, scale_search="on"))
     deadline = time.monotonic() + 60
     while not any(kind == "progress_text" for kind, _ in server.messages):
         assert time.monotonic() < deadline, server.read_log()[-2000:]

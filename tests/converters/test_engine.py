@@ -73,7 +73,7 @@ def test_chunks_do_not_show(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     for name, options in cases:
         files = []
         for size in (1 << 12, 1 << 30):
-            monkeypatch.setattr("roundsmith.converters.engine._CPU_CHUNK", size)
+            monkeypatch.setattr("roundsmith.converters.rows._CPU_CHUNK", size)
             recipe = Recipe(format=name, preset=None, **options)
             quantize_file(tmp_path / "in.safetensors", tmp_path / f"{size}", recipe, overwrite=True)
             files.append((tmp_path / f"{size}").read_bytes())
@@ -237,7 +237,7 @@ def test_a_full_gpu_moves_the_run_to_the_cpu(
     real = engine._Run.carry_out
 
     def carry_out(run: engine._Run, sink: object) -> None:
-        if run.device.type == "cuda":
+        if run.rows.device.type == "cuda":
             raise torch.OutOfMemoryError("CUDA out of memory")
         real(run, sink)
 

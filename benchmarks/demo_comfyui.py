@@ -1,0 +1,203 @@
+"""End to end: the demo's Flux quantized, loaded by stock ComfyUI and sampled, against the original.
+
+    python benchmarks/demo_comfyui.py --peer-python ~/peer/bin/python
+
+Runs in ComfyUI's own environment, as the tests in tests/comfyui do, on the CPU: there INT8 layers
+round their inputs too, the others do not. A number is the final latent's SNR in dB against the
+unquantized model on the same noise and prompt after 12 Euler steps, mean over the ten digits, on
+seeds used for nothing else.
+
+Columns: ``nearest``; calibrated ``on prompts`` (all ten, 20 samples, other seeds), ``0-4 on 5-9``
+(calibrated on half of the digits, scored on the others; ``nearest 5-9`` beside it), by ``itself``
+(nothing given) and ``with CLIP`` (built-in prompts); ``learned`` with the SVD objective; the
+``peer``, convert-to-quant 1.3.4, with ``--simple`` and learned, on the same layers.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from in_comfyui import Demo, restart_in_comfyui
+from ours import METHODS
+from peers import Peer
+from scoring import Bars, mean, snr, table
+from torch import Tensor
+
+from roundsmith import Recipe, plan_file, quantize_file
+
+DIGITS = range(10)
+SCORED, FITTED = 7, (1, 2)  # seeds are 1000 times these, plus the digit
+HALF = range(5)
+ROW = {"format": "int8_tensorwise", "scaling": "row"}
+INT8 = ("--int8", "--scaling_mode", "row")
+
+
+@dataclass(frozen=True)
+class Line:
+    """A line of the table: our recipe, the peer's options, and bars by column, dB over nearest."""
+
+    title: str
+    recipe: dict[str, object]
+    peer: tuple[str, ...]
+    bars: dict[str, float] = field(default_factory=dict)
+
+
+LINES = (
+    Line(
+        "fp8",
+        {"format": "float8_e4m3fn"},
+        (),
+        {"on prompts": 8, "0-4 on 5-9": 4.5, "itself": 4.5},
+    ),
+    Line(
+        "nvfp4",
+        {"format": "nvfp4"},
+        ("--nvfp4",),
+        {"on prompts": 6, "0-4 on 5-9": 4.5, "itself": 4.5},
+    ),
+    Line("mxfp8", {"format": "mxfp8"}, ("--mxfp8",)),
+    Line("int8 row", ROW, INT8, {"on prompts": 2.5}),
+    Line(
+        "int8 row + ConvRot 64",
+        {**ROW, "convrot": 64},
+        (*INT8, "--convrot", "--convrot-group-size", "64"),
+        {"on prompts": 4},
+    ),
+    Line(
+        "int8 row, full precision",
+        {**ROW, "full_precision_matrix_mult": True},
+        (*INT8, "--full_precision_matrix_mult"),
+        {"on prompts": 10},
+    ),
+)
+COLUMNS = (
+    "nearest", "on prompts", "itself", "with CLIP", "nearest 5-9", "0-4 on 5-9",
+    "learned", "peer", "peer learned",
+)  # fmt: skip
+CALIBRATED = ("on prompts", "itself", "with CLIP", "0-4 on 5-9")
+
+
+class Table:
+    """Makes and scores the files."""
+
+    def __init__(self, folder: Path, peer: Peer | None, peer_learned: str) -> None:
+        """``peer_learned``: in which lines the peer learns, a regular expression."""
+        self.demo = Demo(folder)
+        self.peer, self.peer_learned = peer, peer_learned
+        self.file = folder / "quantized.safetensors"
+        self.original = self.demo.load(self.demo.model_file)
+        self.latents = self._sample(self.original)
+        self.calibrations = {
+            "on prompts": self.demo.calibrate(self.original, DIGITS, FITTED),
+            "0-4 on 5-9": self.demo.calibrate(self.original, HALF, (*FITTED, 3, 4)),
+            "itself": self.demo.self_calibrate(self.original, told=False),
+            "with CLIP": self.demo.self_calibrate(self.original, told=True),
+        }
+
+    def _sample(self, model: Any) -> list[Tensor]:
+        return [self.demo.sample(model, digit, 1000 * SCORED + digit) for digit in DIGITS]
+
+    def score(self, path: Path) -> list[float]:
+        """dB of each digit."""
+        made = self._sample(self.demo.load(path))
+        return [snr(a, b) for a, b in zip(self.latents, made, strict=True)]
+
+    def ours(self, line: Line, method: str, calibration: Any = None) -> list[float]:
+        """dB of each digit after our rounding."""
+        recipe = Recipe(**line.recipe, **METHODS[method])
+        quantize_file(
+            self.demo.model_file, self.file, recipe, calibration=calibration, overwrite=True
+        )
+        return self.score(self.file)
+
+    def theirs(self, line: Line, learned: bool) -> list[float]:
+        """dB of each digit after the peer's, on the layers that ours quantizes."""
+        assert self.peer is not None
+        options = peer_options(self.demo.model_file, line)
+        return self.score(self.peer.convert(self.demo.model_file, options, learned)[0])
+
+    def fill(self, line: Line, learned: bool) -> dict[str, float]:
+        """A line's numbers by column, with our learned rounding or without."""
+        nearest = self.ours(line, "nearest")
+        found = {"nearest": mean(nearest), "nearest 5-9": mean(nearest[len(HALF) :])}
+        for column in CALIBRATED:
+            values = self.ours(line, "calibrated", self.calibrations[column])
+            found[column] = mean(values[len(HALF) :] if column == "0-4 on 5-9" else values)
+        if learned:
+            found["learned"] = mean(self.ours(line, "learned svd"))
+        if self.peer is not None:
+            found["peer"] = mean(self.theirs(line, learned=False))
+            if re.search(self.peer_learned, line.title):
+                found["peer learned"] = mean(self.theirs(line, learned=True))
+        return found
+
+
+def peer_options(model: Path, line: Line) -> tuple[str, ...]:
+    """The peer's options for a line, and for the layers that our preset keeps to be kept."""
+    plan = plan_file(model, Recipe(**line.recipe))
+    kept = "|".join(re.escape(t.layer) for t in plan.tensors if t.action == "keep")
+    return (*line.peer, *(("--exclude-layers", f"^({kept})(\\.weight)?$") if kept else ()))
+
+
+def judge(bars: Bars, line: Line, found: dict[str, float]) -> None:
+    """Print a line's bars."""
+    for column, bar in line.bars.items():
+        base = "nearest 5-9" if column == "0-4 on 5-9" else "nearest"
+        bars.at_least(f"{line.title}, {column}, over nearest", found[column] - found[base], bar)
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Print the table; the exit status says whether the bars were met."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--peer-python", type=Path, help="interpreter that has convert-to-quant")
+    parser.add_argument("--cache", type=Path, help="keep what the peer wrote in this folder")
+    parser.add_argument(
+        "--peer-learned",
+        default="^(fp8|nvfp4|mxfp8)$",
+        help="regular expression: lines in which the peer learns (minutes each)",
+    )
+    parser.add_argument("--no-learned", action="store_true", help="leave our learned column out")
+    parser.add_argument("--only", default="", help="regular expression: which lines, by title")
+    parser.add_argument("--json", type=Path, help="write the numbers here too")
+    arguments = parser.parse_args(words)
+    restart_in_comfyui()
+
+    peer = Peer(arguments.peer_python, arguments.cache) if arguments.peer_python else None
+    bars, results = Bars(), {}
+    with tempfile.TemporaryDirectory(prefix="roundsmith-demo-") as folder:
+        measured = Table(Path(folder), peer, arguments.peer_learned)
+        for line in LINES:
+            if re.search(arguments.only, line.title):
+                began = time.perf_counter()
+                found = measured.fill(line, not arguments.no_learned)
+                results[line.title] = found
+                numbers = ", ".join(f"{column} {value:.2f}" for column, value in found.items())
+                print(f"{line.title}, {time.perf_counter() - began:.0f} s: {numbers}", flush=True)
+    print("\nFinal-latent SNR, dB")
+    texts = [
+        [title, *(f"{found[c]:.1f}" if c in found else "–" for c in COLUMNS)]
+        for title, found in results.items()
+    ]
+    table(["", *COLUMNS], texts)
+    print()
+    for line in LINES:
+        if line.title in results:
+            judge(bars, line, results[line.title])
+    if arguments.json:
+        arguments.json.write_text(json.dumps(results, indent=1))
+    return bars.status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

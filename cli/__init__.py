@@ -1,0 +1,41 @@
+"""The ``roundsmith`` command: every converter from the shell.
+
+Exit status: 0 done, 1 failed (the message names the file, the tensor and the way out), 2 bad usage.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from ..errors import RecipeError, RoundsmithError
+from . import calibrate, compare, demo, error_lora, inspect, plan, quantize
+
+COMMANDS = (quantize, plan, inspect, compare, calibrate, error_lora, demo)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit status."""
+    parser = _parser()
+    args = parser.parse_args(argv)
+    try:
+        status: int = args.run(args)
+    except RecipeError as error:
+        print(f"roundsmith: {error}", file=sys.stderr)
+        return 2
+    except RoundsmithError as error:
+        print(f"roundsmith: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("roundsmith: stopped; nothing was left under the destination's name", file=sys.stderr)
+        return 1
+    return status
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="roundsmith", description="Quantize diffusion models.")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    for command in COMMANDS:
+        command.add(commands)
+    return parser

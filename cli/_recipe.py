@@ -1,0 +1,90 @@
+"""The flags that make a recipe, named as its fields."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from ..errors import RecipeError
+
+
+def add_recipe(parser: argparse.ArgumentParser) -> None:
+    """Flags named as the recipe's fields."""
+    add = parser.add_argument_group("recipe").add_argument
+    add("--recipe", type=Path, metavar="FILE", help="JSON recipe; the flags below override it")
+    add("--format", metavar="ID", help="storage format (roundsmith quantize --list-formats)")
+    add("--scaling", choices=("tensor", "row"), help="one scale a tensor or a row")
+    add("--group-size", type=int, metavar="N", help="block size, where the format has one")
+    add("--convrot", metavar="G", help="ConvRot group size (4 ... 1024), or auto")
+    add("--rounding", choices=("auto", "nearest", "calibrated", "learned"),
+        help="how codes are chosen; auto: the best that the statistics support")  # fmt: skip
+    add("--scale-search", action=argparse.BooleanOptionalAction, default=None,
+        help="search each scale; by default where that pays")  # fmt: skip
+    add("--calibrated", action="append", metavar="KEY=VALUE", help="setting of calibrated rounding")
+    add("--learned", action="append", metavar="KEY=VALUE", help="setting of learned rounding")
+    add("--bias-correction", action=argparse.BooleanOptionalAction, default=None,
+        help="correct biases for the measured mean error (default)")  # fmt: skip
+    add("--input-scale", choices=("auto", "none", "constant", "weight", "calibrated", "imported"),
+        help="fixed scale of FP8 inputs; auto: from statistics")  # fmt: skip
+    add("--input-scale-percentile", type=float, metavar="P", help="of the inputs' magnitudes")
+    add("--input-scales", metavar="FILE", help="JSON or safetensors file to import them from")
+    add("--preset", action="append", metavar="NAME", help="auto, none, or a name; repeatable")
+    add("--exclude", action="append", metavar="REGEX", help="keep these layers; repeatable")
+    add("--fallback", metavar="ID", help="format for layers that exclude or preset would keep")
+    add("--full-precision-matrix-mult", action=argparse.BooleanOptionalAction, default=None,
+        help="decode and multiply in the compute dtype; by default where it is free")  # fmt: skip
+    add("--heuristics", action="store_true", default=None, help="keep layers that gain little")
+    add("--seed", type=int, metavar="N", help="seed of everything random")
+    add("--device", help="auto, cpu, cuda, cuda:1, ...")
+    add("--json", action="store_true", help="print JSON for machines; no progress bar")
+    add("--list-formats", action=_ListFormats, nargs=0, help="print the formats and leave")
+
+
+class _ListFormats(argparse.Action):
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        from ..layouts import formats
+
+        for fmt in formats().values():
+            loader = "stock ComfyUI" if fmt.stock else "Roundsmith's loader"
+            print(f"{fmt.id:26} {fmt.title}; loads with {loader}")
+        parser.exit()
+
+
+def make_recipe(args: argparse.Namespace) -> Any:
+    from ..converters import Recipe
+
+    settings: dict[str, Any] = {}
+    if args.recipe is not None:
+        settings = Recipe.load(args.recipe).model_dump(exclude_unset=True)
+    for name in Recipe.model_fields:
+        value = getattr(args, name, None)
+        if value is not None:
+            settings[name] = value
+    for name in ("calibrated", "learned"):
+        if getattr(args, name) is not None:
+            settings[name] = _pairs(f"--{name}", getattr(args, name))
+    if args.convrot is not None and args.convrot != "auto":
+        if not args.convrot.isdigit():
+            raise RecipeError(f"--convrot {args.convrot!r}: give a group size or auto")
+        settings["convrot"] = int(args.convrot)
+    if args.preset is not None:
+        settings["preset"] = None if args.preset == ["none"] else tuple(args.preset)
+    if args.fallback is not None:
+        settings["fallback"] = {"format": args.fallback}
+    return Recipe(**settings)
+
+
+def _pairs(flag: str, words: list[str]) -> dict[str, Any]:
+    """``["passes=2"]`` → ``{"passes": 2}``; values are JSON, or else text."""
+    found = {}
+    for word in words:
+        key, sign, value = word.partition("=")
+        if not sign:
+            raise RecipeError(f"{flag} {word!r}: give KEY=VALUE")
+        try:
+            found[key.replace("-", "_")] = json.loads(value)
+        except ValueError:
+            found[key.replace("-", "_")] = value
+    return found

@@ -1,0 +1,32 @@
+"""``roundsmith plan``: what quantize would do, to the byte."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from ._recipe import add_recipe, make_recipe
+
+
+def add(commands: Any) -> None:
+    """Add the subcommand."""
+    parser = commands.add_parser("plan", help="show what quantize would do; nothing is written")
+    parser.add_argument("src", type=Path, help=".safetensors file, index of shards, or folder")
+    add_recipe(parser)
+    parser.set_defaults(run=_plan)
+
+
+def _plan(args: argparse.Namespace) -> int:
+    from ..converters import plan_file
+    from ..converters.plan import plan_json
+    from ..converters.report import human_bytes, make_report
+
+    recipe = make_recipe(args)
+    plan = plan_file(args.src, recipe)
+    if args.json:
+        print(plan_json(plan))
+    else:
+        print(make_report(plan, {}, (), 0.0, recipe.to_json()).table())
+        print(f"the file would take {plan.size:,} bytes ({human_bytes(plan.size)})")
+    return 0

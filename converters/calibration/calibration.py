@@ -1,0 +1,238 @@
+"""Statistics of the inputs of a model's layers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ...errors import RoundsmithError
+from .budget import FEWEST_TOKENS
+from .fingerprint import Fingerprint, normalised
+from .merging import merge_records
+from .record import Record, Summary
+
+
+@dataclass(frozen=True, eq=False)
+class Shelf:
+    """Where a record is: its numbers at hand, its tensors when asked for."""
+
+    summary: Summary
+    load: Callable[[], Record]
+
+    @classmethod
+    def keeping(cls, record: Record) -> Shelf:
+        """A record in memory."""
+        return cls(record.summary, lambda: record)
+
+
+class Calibration:
+    """Statistics of the inputs of a model's linear layers, from one run or several.
+
+    Attributes:
+        settings: how they were taken; JSON values. ``slowdown`` is the time of a captured call of
+            the model as a multiple of the call alone.
+        notes: what happened on the way that a person should know.
+        fingerprint: which model they belong to.
+    """
+
+    def __init__(
+        self,
+        shelves: Mapping[str, Shelf | None],
+        settings: Mapping[str, Any] | None = None,
+        notes: Iterable[str] = (),
+        fingerprint: Fingerprint | None = None,
+    ) -> None:
+        """``shelves``: by layer; None for a layer that was never reached. Layers fed by one tensor
+        have the same shelf.
+        """
+        self.settings: dict[str, Any] = dict(settings or {})
+        self.notes: list[str] = list(notes)
+        self.fingerprint = fingerprint or Fingerprint({})
+        self._shelves: dict[str, Shelf | None] | None = dict(shelves)
+        self._why_not = ""
+
+    @classmethod
+    def pending(cls) -> Calibration:
+        """One that is still being captured: asking it for statistics is an error."""
+        calibration = cls({})
+        calibration.close("the capture is not over: read it after the with block")
+        return calibration
+
+    def close(self, why: str) -> None:
+        """Give the statistics up; asking for them afterwards is an error that says ``why``."""
+        self._shelves, self._why_not = None, why
+
+    def take(self, other: Calibration) -> None:
+        """Become ``other``, and keep the settings noted so far."""
+        self.__dict__.update({**vars(other), "settings": {**other.settings, **self.settings}})
+
+    @property
+    def shelves(self) -> Mapping[str, Shelf | None]:
+        """The records by layer. Raises RoundsmithError while there are none to be had."""
+        if self._shelves is None:
+            raise RoundsmithError(f"there are no statistics: {self._why_not}")
+        return self._shelves
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """The layers that were watched, whether reached or not."""
+        return tuple(self.shelves)
+
+    @property
+    def unreached(self) -> tuple[str, ...]:
+        """Layers that were watched and never called."""
+        return tuple(name for name, shelf in self.shelves.items() if shelf is None)
+
+    @property
+    def warnings(self) -> list[str]:
+        """What is wrong with the statistics, by kind, with an example each."""
+        shelves = {name: shelf.summary for name, shelf in self.shelves.items() if shelf is not None}
+        kinds = {
+            "were never reached in the run and have no statistics": self.unreached,
+            "saw only NaN or Inf": [n for n, s in shelves.items() if not s.count and s.nonfinite],
+            "saw tokens with NaN or Inf, which were left out": [
+                n for n, s in shelves.items() if s.count and s.nonfinite
+            ],
+            f"saw fewer than {FEWEST_TOKENS} tokens, too few to round against": [
+                n for n, s in shelves.items() if 0 < s.count < FEWEST_TOKENS
+            ],
+        }
+        return [
+            f"{len(names)} of {len(self.shelves)} layers {what} ({', '.join(names[:3])}"
+            f"{', ...' if len(names) > 3 else ''})"
+            for what, names in kinds.items()
+            if names
+        ]
+
+    def summary(self, layer: str) -> Summary | None:
+        """The numbers of a layer's record; None where :meth:`record` gives None."""
+        shelf = self.shelves.get(self._find(layer))
+        return None if shelf is None else shelf.summary
+
+    def record(self, layer: str) -> Record | None:
+        """The statistics of a layer; None if it was never reached or is not known.
+
+        Prefixes that checkpoints put before a diffusion model's names do not matter, nor does
+        ``.weight`` at the end. From a file, the tensors are read now and not kept.
+
+        Raises:
+            CheckpointError: the file has become unreadable.
+        """
+        shelf = self.shelves.get(self._find(layer))
+        return None if shelf is None else shelf.load()
+
+    def shares(self, layer: str) -> tuple[str, ...]:
+        """The layers that have the record of ``layer``, itself included."""
+        shelf = self.shelves.get(self._find(layer))
+        return tuple(n for n, other in self.shelves.items() if shelf is not None and other is shelf)
+
+    def _find(self, layer: str) -> str:
+        if layer in self.shelves:
+            return layer
+        names = {normalised(name): name for name in self.shelves}
+        return names.get(normalised(layer), layer)
+
+    def under(self, prefix: str) -> Calibration:
+        """The layers whose name begins with ``prefix``, called without it."""
+        shelves = {n[len(prefix) :]: s for n, s in self.shelves.items() if n.startswith(prefix)}
+        marks = self.fingerprint.under(prefix)
+        return Calibration(shelves, self.settings, self.notes, marks)
+
+    def check(self, model: Fingerprint) -> list[str]:
+        """Warnings about using the statistics for ``model``.
+
+        Raises:
+            RoundsmithError: they belong to another model.
+        """
+        return self.fingerprint.check(model)
+
+    def merge(self, other: Calibration) -> Calibration:
+        """The statistics of both runs together, as if of one.
+
+        Raises:
+            RoundsmithError: the other belongs to another model, or a layer's width differs.
+        """
+        notes = [*self.notes, *(note for note in other.notes if note not in self.notes)]
+        if self.fingerprint.marks and other.fingerprint.marks:
+            for warning in other.fingerprint.check(self.fingerprint):
+                if warning not in notes:
+                    notes.append(warning)
+        pairs: dict[tuple[int, int], Shelf] = {}
+        shelves: dict[str, Shelf | None] = {}
+        for name in dict.fromkeys((*self.shelves, *other.shelves)):
+            mine, its = self.shelves.get(name), other.shelves.get(name)
+            if mine is None or its is None:
+                shelves[name] = mine or its
+                continue
+            key = (id(mine), id(its))
+            if key not in pairs:
+                pairs[key] = Shelf.keeping(merge_records(mine.load(), its.load(), name))
+            shelves[name] = pairs[key]
+        runs = [*_runs(self.settings), *_runs(other.settings)]
+        marks = self.fingerprint.joined(other.fingerprint)
+        return Calibration(shelves, {**runs[0], "runs": runs}, notes, marks)
+
+    @classmethod
+    def join(cls, parts: Iterable[Calibration]) -> Calibration:
+        """The passes of one run over different layers, as one.
+
+        Raises:
+            RoundsmithError: two parts have the same layer.
+        """
+        shelves: dict[str, Shelf | None] = {}
+        settings: dict[str, Any] = {}
+        notes: list[str] = []
+        marks = Fingerprint({})
+        passes = 0
+        for passes, part in enumerate(parts, 1):  # noqa: B007 - how many there were
+            twice = shelves.keys() & part.shelves.keys()
+            if twice:
+                raise RoundsmithError(
+                    f"layer {min(twice)!r} was captured in two passes; use merge() for runs over "
+                    "the same layers"
+                )
+            shelves.update(part.shelves)
+            settings = _joined(settings, part.settings)
+            notes.extend(note for note in part.notes if note not in notes)
+            marks = marks.joined(part.fingerprint)
+        return cls(shelves, {**settings, "passes": passes}, notes, marks)
+
+    def save(self, path: str | Path, *, overwrite: bool = False) -> Path:
+        """Write everything to one safetensors file, which appears under its name when complete.
+
+        Raises:
+            CheckpointError: the file cannot be written.
+        """
+        from .files import save
+
+        return save(self, path, overwrite)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Calibration:
+        """Open a file of :meth:`save`. Its tensors are read when a record is asked for.
+
+        Raises:
+            CheckpointError: the file is damaged, truncated, or something else.
+        """
+        from .files import load
+
+        return load(path)
+
+
+def _runs(settings: Mapping[str, Any]) -> list[dict[str, Any]]:
+    runs = settings.get("runs")
+    return list(runs) if isinstance(runs, list) and runs else [dict(settings)]
+
+
+def _joined(first: Mapping[str, Any], then: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of two passes: times and layers add up, the slowdown is the larger."""
+    joined = {**first, **then}
+    for key in ("layers", "seconds"):
+        if key in first and key in then:
+            joined[key] = first[key] + then[key]
+    slowdowns = [s["slowdown"] for s in (first, then) if s.get("slowdown") is not None]
+    if slowdowns:
+        joined["slowdown"] = max(slowdowns)
+    return joined

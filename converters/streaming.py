@@ -1,0 +1,87 @@
+"""Rounding without statistics: rows are read, rounded and written a cache's size at a time."""
+
+from __future__ import annotations
+
+import math
+import time
+
+import torch
+from torch import Tensor
+
+from ..layouts import get_format
+from ..layouts.codec import decode
+from ..layouts.geometries import Geometry, Scales
+from .outcome import Outcome, decibel
+from .plan import TensorPlan
+from .rounding import nearest, scale_search
+from .rows import Rows, check_finite
+from .source import Sink
+
+_SNR_CHUNKS = 4
+
+
+def quantize_rows(
+    rows: Rows, t: TensorPlan, search: bool, sink: Sink, note: str = ""
+) -> tuple[Outcome, dict[str, Tensor]]:
+    """Round one layer to nearest and write it.
+
+    Args:
+        rows: reads the weights.
+        t: the layer's plan.
+        search: search each scale for the least squared error of its weights.
+        sink: gets the codes as they are made, then the scales.
+        note: why the layer is rounded this way, for the report.
+
+    Returns:
+        What it came to, and the scales as stored, by suffix.
+
+    Raises:
+        NonFiniteError: the layer holds NaN or Inf.
+    """
+    assert t.spec is not None
+    began = time.perf_counter()
+    spec, fmt = t.spec, get_format(t.spec.format)
+    geometry = fmt.geometry(spec)
+    whole = search and geometry.rows is None
+    absmax = rows.absmax(t, fmt) if geometry.needs_tensor_absmax and not whole else None
+    chunks = rows.chunks(t, math.lcm(geometry.row_step, fmt.padding[0]), whole)
+    sampled = {chunks[i * len(chunks) // _SNR_CHUNKS][0] for i in range(_SNR_CHUNKS)}
+
+    def encode(start: int, stop: int) -> tuple[Scales, float, float]:
+        """Round and write some rows; their scales, and signal and noise where sampled."""
+        w = fmt.transform(rows.read(t, start, stop), spec)
+        if search and absmax is None:
+            check_finite(t, torch.maximum(-w.amin(), w.amax()))
+        kept = w.clone() if start in sampled else None
+        peak = None if absmax is None else absmax.to(w.device)
+        if search:
+            poll = rows.workers.poll
+            codes, scales = scale_search(w, fmt.grid, geometry, peak, poll=poll)
+        else:
+            codes, scales = nearest(w, fmt.grid, geometry, peak)
+        if absmax is None:
+            check_finite(t, scales.block)
+        sink.write_rows(f"{t.layer}.weight", start, fmt.pack_codes(codes).cpu())
+        signal = noise = 0.0
+        if kept is not None:
+            signal = float(kept.square().sum())
+            noise = float(decode(codes, fmt.grid, scales).sub_(kept).square_().sum())
+        tensor = None if scales.tensor is None else scales.tensor.cpu()
+        return Scales(scales.block.cpu(), tensor), signal, noise
+
+    results = rows.map(encode, chunks)
+    scales = _join([part for part, _, _ in results], geometry)
+    padded = fmt.padded_shape((t.shape[0], t.shape[1]))
+    packed = fmt.pack_scales(scales, spec, padded)
+    for suffix, part in packed.items():
+        sink.write(f"{t.layer}.{suffix}", part)
+    snr = decibel(sum(r[1] for r in results), sum(r[2] for r in results))
+    method = "scale search" if search else "nearest"
+    return Outcome(method, note, snr, seconds=time.perf_counter() - began), packed
+
+
+def _join(parts: list[Scales], geometry: Geometry) -> Scales:
+    if geometry.rows is None:
+        return parts[0]
+    block: Tensor = torch.cat([part.block for part in parts])
+    return Scales(block, parts[0].tensor)
