@@ -6,7 +6,10 @@ of scales or of how codes are packed.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -90,6 +93,90 @@ class E2M1Grid(Grid):
     def decode(self, codes: Tensor) -> Tensor:
         values = torch.tensor(_E2M1_VALUES, device=codes.device)
         return torch.cat((values, -values))[codes.long()]
+
+
+@dataclass(frozen=True)
+class CodebookGrid(Grid):
+    """Any values at all, 2 to 256 of them, by code: a quantizer's table, or one fitted to a layer.
+
+    Codes are uint8 positions in ``values``, which may be in any order and may hold a value twice.
+    A tie goes to the lower value. Of two codes for one value, the first takes what lies below it,
+    the second what lies above (bitsandbytes' two zeros).
+    """
+
+    values: tuple[float, ...] = ()
+
+    @classmethod
+    def of(
+        cls, name: str, values: Sequence[float] | Tensor, *, by_reciprocal: bool = False
+    ) -> CodebookGrid:
+        """A grid of these values, by code; each is rounded to float32.
+
+        Raises ValueError unless there are 2 to 256 finite ones, not all zero.
+        """
+        table = torch.as_tensor(values, dtype=torch.float32).flatten()
+        largest = float(table.abs().max()) if len(table) else 0.0
+        if not 2 <= len(table) <= 256 or not 0.0 < largest < float("inf"):
+            raise ValueError(f"{name}: a codebook has 2 to 256 finite values, not all zero")
+        return cls(
+            name,
+            torch.uint8,
+            largest,
+            by_reciprocal=by_reciprocal,
+            values=tuple(table.tolist()),
+        )
+
+    def tables(self, device: torch.device) -> Codebook:
+        """The grid's tables on ``device``."""
+        return _codebook(self.values, str(device))
+
+    def round(self, x: Tensor) -> Tensor:
+        tables = self.tables(x.device)
+        return tables.codes[torch.bucketize(x, tables.bounds)]
+
+    def decode(self, codes: Tensor) -> Tensor:
+        return self.tables(codes.device).values[codes.long()]
+
+    def nearest_values(self, x: Tensor) -> Tensor:
+        """The values nearest to ``x``, float32 of the same shape: decode ∘ round, faster."""
+        tables = self.tables(x.device)
+        return tables.ordered[torch.bucketize(x, tables.bounds)]
+
+    def round_stochastic(self, x: Tensor, generator: torch.Generator) -> Tensor:
+        tables = self.tables(x.device)
+        noise = torch.rand(x.shape, generator=generator, device=x.device)
+        last = len(tables.ordered) - 1
+        below = torch.bucketize(x, tables.ordered, right=True).sub_(1).clamp_(0, last)
+        above = (below + 1).clamp_(max=last)
+        low = tables.ordered[below]
+        gap = tables.ordered[above] - low
+        up = (x - low) > noise * gap
+        return tables.codes[torch.where(up, above, below)]
+
+
+class Codebook(NamedTuple):
+    """Tables of a :class:`CodebookGrid` with ``L`` values, on one device.
+
+    Attributes:
+        values: float32 ``[L]`` by code.
+        ordered: float32 ``[L]``, ascending.
+        codes: uint8 ``[L]``, the code of each of ``ordered``.
+        bounds: float32 ``[L − 1]``, midpoints of ``ordered``; a value on one goes down.
+    """
+
+    values: Tensor
+    ordered: Tensor
+    codes: Tensor
+    bounds: Tensor
+
+
+@lru_cache(maxsize=64)
+def _codebook(values: tuple[float, ...], device: str) -> Codebook:
+    with torch.inference_mode(False):  # the tables outlive the mode they are first asked for in
+        table = torch.tensor(values, device=device)
+        ordered, order = torch.sort(table, stable=True)
+        midpoints = (ordered[:-1] + ordered[1:]) / 2
+        return Codebook(table, ordered, order.to(torch.uint8), midpoints)
 
 
 E4M3 = Float8Grid("e4m3", torch.float8_e4m3fn, 448.0, mantissa_bits=3, min_exponent=-6)

@@ -23,6 +23,7 @@ from roundsmith import Recipe, load_file, quantize_file
 from roundsmith.converters.rounding import nearest, scale_search
 from roundsmith.layouts import Format, Spec, get_format
 from roundsmith.layouts.codec import decode
+from roundsmith.layouts.grids import CodebookGrid
 
 KINDS = ("random", "constant", "zero", "outliers", "zero blocks", "tiny", "one row")
 
@@ -162,6 +163,8 @@ class FormatContract:
     def grid_values(self) -> Tensor:
         """Every value a code can take, float64."""
         grid = self.fmt.grid
+        if isinstance(grid, CodebookGrid):
+            return torch.tensor(grid.values).double()
         if grid.name == "e2m1":
             return grid.decode(torch.arange(16)).double()
         values = torch.arange(256, dtype=torch.uint8).view(grid.dtype).double()

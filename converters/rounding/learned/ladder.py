@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ....layouts.grids import Grid
+from ....layouts.grids import CodebookGrid, Grid
 
 _OCTAVES = 48  # below the largest value: more than any 8-bit float has
 
@@ -19,15 +19,13 @@ class Ladder:
     """The values of ``grid``, ascending, float32 ``[L]``, with what lies between them."""
 
     def __init__(self, grid: Grid, device: torch.device) -> None:
-        evenly = torch.linspace(-grid.max, grid.max, 8193)
-        octaves = grid.max * torch.logspace(-_OCTAVES, 0, 64 * _OCTAVES + 1, base=2.0)
-        probes = torch.cat((evenly, octaves, -octaves))
-        self.values = torch.unique(grid.decode(grid.round(probes))).to(device)
+        self.values = _values(grid).to(device)
         gaps = self.values.diff()
-        self.uniform = bool((gaps == gaps[0]).all())
         self._gaps = torch.cat((gaps, gaps[-1:]))
         self._first = float(self.values[0])
         self._gap = float(gaps[0])
+        evenly = torch.arange(len(self.values), device=device) * self._gap + self._first
+        self.uniform = torch.equal(evenly, self.values)
 
     def __len__(self) -> int:
         return len(self.values)
@@ -52,3 +50,13 @@ class Ladder:
         if self.uniform:
             return rungs * self._gap + self._first
         return self.values.take(rungs.long())
+
+
+def _values(grid: Grid) -> Tensor:
+    """Every value of ``grid``, ascending, once."""
+    if isinstance(grid, CodebookGrid):
+        return torch.tensor(sorted(set(grid.values)))
+    evenly = torch.linspace(-grid.max, grid.max, 8193)
+    octaves = grid.max * torch.logspace(-_OCTAVES, 0, 64 * _OCTAVES + 1, base=2.0)
+    probes = torch.cat((evenly, octaves, -octaves))
+    return torch.unique(grid.decode(grid.round(probes)))

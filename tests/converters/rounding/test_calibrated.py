@@ -29,9 +29,14 @@ from roundsmith.layouts.geometries import (
     TWO_LEVELS,
     Geometry,
 )
-from roundsmith.layouts.grids import E2M1, E4M3, E5M2, INT8, Grid
+from roundsmith.layouts.grids import E2M1, E4M3, E5M2, INT8, CodebookGrid, Grid
 
-GRIDS = (E4M3, E5M2, INT8, E2M1)
+# Uneven, lopsided, in no order, one value twice: what a table fitted to a layer may look like.
+CODEBOOK = CodebookGrid.of(
+    "codebook",
+    (0.0, -0.7, 0.11, 1.3, 0.26, 0.0, -1.1, -0.33, 0.42, 0.6, -0.18, 0.85, -0.5, 1.05, -0.06, 0.05),
+)
+GRIDS = (E4M3, E5M2, INT8, E2M1, CODEBOOK)
 GEOMETRIES = (
     PER_TENSOR,
     PER_ROW,

@@ -20,6 +20,8 @@ from roundsmith.layouts.geometries import (
 )
 from roundsmith.layouts.grids import E2M1, E4M3, E5M2, INT8
 
+from .test_calibrated import CODEBOOK
+
 PAIRS = {
     "fp8 tensor": (E4M3, PER_TENSOR),
     "e5m2 tensor": (E5M2, PER_TENSOR),
@@ -30,6 +32,7 @@ PAIRS = {
     "mxfp8": (E4M3, Geometry(1, 32, POWERS_OF_TWO)),
     "nvfp4": (E2M1, Geometry(1, 16, TWO_LEVELS)),
     "4 bits, free scales": (E2M1, Geometry(1, 32)),
+    "codebook": (CODEBOOK, Geometry(1, 32)),
 }
 QUICK = {"min_k": 8, "iterations": 60}
 

@@ -24,7 +24,9 @@ from roundsmith.converters.rounding.learned.schedules import (
     small_mult_of,
 )
 from roundsmith.converters.rounding.learned.stopping import EarlyStop
-from roundsmith.layouts.grids import E2M1, E4M3, E5M2, INT8
+from roundsmith.layouts.grids import E2M1, E4M3, E5M2, INT8, CodebookGrid
+
+from .test_calibrated import CODEBOOK
 
 CPU = torch.device("cpu")
 
@@ -44,7 +46,15 @@ def test_ladder_holds_every_value_once(grid, size):
     assert torch.equal(ladder.positions(ladder.values), rungs)
 
 
-@pytest.mark.parametrize("grid", [E4M3, E5M2, INT8, E2M1])
+def test_a_codebooks_ladder_has_its_values():
+    """Whole steps apart or not: no position is worth anything but a value of the table."""
+    for table in ((3.0, -1.0, 0.0, 1.0, 0.0), (0.1, 0.2, 0.3, 0.4)):
+        ladder = Ladder(CodebookGrid.of("table", table), CPU)
+        assert ladder.values.tolist() == torch.tensor(sorted(set(table))).tolist()
+        assert torch.equal(ladder.at(torch.arange(len(ladder)).float()), ladder.values)
+
+
+@pytest.mark.parametrize("grid", [E4M3, E5M2, INT8, E2M1, CODEBOOK])
 def test_rounding_a_position_rounds_the_value(grid):
     ladder = Ladder(grid, CPU)
     draw = torch.Generator().manual_seed(0)

@@ -20,9 +20,9 @@ from roundsmith.layouts.codec import decode, encode
 from roundsmith.layouts.geometries import PER_ROW, POWERS_OF_TWO, TWO_LEVELS, Geometry, Scales
 from roundsmith.layouts.grids import E2M1, E4M3, E5M2, INT8, Grid
 
-from .test_calibrated import inputs, weights
+from .test_calibrated import CODEBOOK, inputs, weights
 
-GRIDS = (E4M3, E5M2, INT8, E2M1)
+GRIDS = (E4M3, E5M2, INT8, E2M1, CODEBOOK)
 
 
 def moment(n: int, tokens: int = 800) -> Tensor:
