@@ -141,5 +141,5 @@ def test_the_node_writes_what_the_bypass_loader_reads(demo, quantized, loras, ex
     assert "single_blocks.0.linear1" in table
     name = "from-node.safetensors"
     (loras / name).write_bytes(Path(path).read_bytes())
-    assert snr(expected, latents(by_bypass(made, name))) > plain + 1.5
+    assert snr(expected, latents(by_bypass(made, name))) > plain + 0.5
     assert abs(snr(expected, latents(made)) - plain) < 1e-6
