@@ -59,5 +59,5 @@ def quantize_file(
 
 def _label(recipe: Recipe) -> str:
     rotated = "convrot" if recipe.convrot else None
-    parts = (recipe.format, recipe.scaling, recipe.group_size, rotated)
+    parts = (recipe.format, recipe.variant, recipe.scaling, recipe.group_size, rotated)
     return "-".join(str(part) for part in parts if part)

@@ -18,6 +18,7 @@ def add_recipe(parser: argparse.ArgumentParser) -> None:
     add("--scaling", choices=("tensor", "row"), help="one scale a tensor or a row")
     add("--group-size", type=int, metavar="N", help="block size, where the format has one")
     add("--convrot", metavar="G", help="ConvRot group size (4 ... 1024), or auto")
+    add("--variant", metavar="NAME", help="variant, where the format has some (w4a8, w6a8, ...)")
     add("--rounding", choices=("auto", "nearest", "calibrated", "learned"),
         help="how codes are chosen; auto: the best that the statistics support")  # fmt: skip
     add("--scale-search", action=argparse.BooleanOptionalAction, default=None,
@@ -48,7 +49,8 @@ class _ListFormats(argparse.Action):
 
         for fmt in formats().values():
             loader = "stock ComfyUI" if fmt.stock else "Roundsmith's loader"
-            print(f"{fmt.id:26} {fmt.title}; loads with {loader}")
+            variants = f" ({', '.join(fmt.variants)})" if fmt.variants else ""
+            print(f"{fmt.id:26} {fmt.title}{variants}; loads with {loader}")
         parser.exit()
 
 

@@ -14,7 +14,6 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
 
 import torch
 from safetensors.torch import load_file as load_plain
@@ -75,31 +74,34 @@ class DemoResult:
 
 
 def variants(names: Iterable[str] | None = None) -> list[Recipe]:
-    """Recipes of the formats (all by default): each scaling it has, and rotated where it can be."""
+    """Recipes of the formats (all by default): each variant and scaling it has, and rotated where
+    it can be."""
     recipes = []
     chosen = list(known_formats()) if names is None else [get_format(name).id for name in names]
     for name in chosen:
         fmt = known_formats()[name]
-        recipes += [_nearest(name, scaling) for scaling in fmt.scalings or (None,)]
-        if fmt.rotates:
-            scaling = "row" if fmt.scalings else None
-            recipes.append(_nearest(name, scaling, convrot="auto"))
+        for variant in fmt.variants or (None,):
+            choices = [(scaling, None) for scaling in fmt.scalings or (None,)]
+            if fmt.rotates and not fmt.always_rotates:
+                choices.append(("row" if fmt.scalings else None, "auto"))
+            recipes += [
+                Recipe(
+                    format=name, variant=variant, scaling=scaling, convrot=convrot,
+                    rounding="nearest", scale_search=False,
+                )
+                for scaling, convrot in choices
+            ]  # fmt: skip
     if not recipes:
         raise FormatError(f"no format asked for; known: {', '.join(known_formats())}")
     return recipes
-
-
-def _nearest(format: str, scaling: str | None, convrot: Literal["auto"] | None = None) -> Recipe:
-    return Recipe(
-        format=format, scaling=scaling, convrot=convrot, rounding="nearest", scale_search=False
-    )
 
 
 def name_of(recipe: Recipe) -> str:
     """``int8_tensorwise row convrot``."""
     fmt = get_format(recipe.format)
     scaling = recipe.scaling if len(fmt.scalings) > 1 else None
-    return " ".join(filter(None, (fmt.id, scaling, "convrot" if recipe.convrot else None)))
+    rotated = "convrot" if recipe.convrot else None
+    return " ".join(filter(None, (fmt.id, recipe.variant, scaling, rotated)))
 
 
 def load_flux(tensors: dict[str, Tensor]) -> Flux:

@@ -163,8 +163,11 @@ def _recipe_inputs(recipe: Recipe) -> dict[str, Any]:
         inputs["format.scaling"] = recipe.scaling or fmt.scalings[0]
     if fmt.group_sizes:
         inputs["format.group_size"] = str(recipe.group_size or fmt.group_sizes[0])
+    if fmt.variants:
+        inputs["format.variant"] = recipe.variant or fmt.variants[0]
     if fmt.rotates:
-        inputs["format.convrot"] = str(recipe.convrot or "none")
+        default = "auto" if fmt.always_rotates else "none"
+        inputs["format.convrot"] = str(recipe.convrot or default)
     return inputs
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .source import Described, Source
-from .stored import StoredLayer, iter_plain, parts_of, stored_layers
+from .stored import StoredLayer, empty_parts, iter_plain, parts_of, stored_layers
 
 _FLOATING = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 _FLOAT8 = (torch.float8_e4m3fn, torch.float8_e5m2)
@@ -52,10 +52,8 @@ class ModelView:
         if stored is None:
             return tuple(self.described(name).shape)
         if name not in self._shapes:
-            packed = {
-                "weight": torch.empty(self.described(name).shape, dtype=torch.uint8, device="meta")
-            }
-            self._shapes[name] = stored.format.orig_shape(packed, stored.conf)
+            parts = stored.format.normalise(empty_parts(self.source, stored.parts), stored.conf)
+            self._shapes[name] = stored.format.orig_shape(parts, stored.conf)
         return self._shapes[name]
 
     def is_weight(self, name: str) -> bool:

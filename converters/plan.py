@@ -162,6 +162,7 @@ def _plan_tensor(
         scaling=options.scaling,
         group_size=options.group_size,
         convrot=options.convrot,
+        variant=options.variant,
         features=shape[-1] if shape else 0,
         full_precision_matrix_mult=bool(exact),
     )

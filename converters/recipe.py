@@ -23,6 +23,7 @@ _ROUNDING = (
     "how codes are chosen: nearest; calibrated or learned on the layer's inputs; auto, the best "
     "that the statistics at hand support"
 )
+_TIED = ("scaling", "group_size", "convrot", "variant")
 METADATA_KEY = "roundsmith_recipe"
 
 
@@ -40,6 +41,9 @@ class Options(Strict):
     convrot: int | Literal["auto"] | None = Field(
         None, description="ConvRot group size, or auto: the largest of 256, 1024 that divides"
     )
+    variant: str | None = Field(
+        None, description="which of the format's variants, where it has some"
+    )
     rounding: Rounding | None = Field(None, description=_ROUNDING)
     scale_search: bool | None = Field(
         None, description="search each scale for the least error; by default where that pays"
@@ -54,21 +58,21 @@ class Options(Strict):
     def _check_format(self) -> Options:
         if self.format is not None:
             fmt = get_format(self.format)
-            fmt.bind(scaling=self.scaling, group_size=self.group_size, convrot=self.convrot)
+            asked = {name: getattr(self, name) for name in _TIED}
+            fmt.bind(**asked)
             object.__setattr__(self, "format", fmt.id)
         return self
 
     def over(self, base: Options) -> Options:
         """These options, with what is not set taken from ``base``.
 
-        Options that belong to a format (scaling, group size, ConvRot) are inherited only where both
-        name the same format.
+        Options that belong to a format (scaling, group size, ConvRot, variant) are inherited only
+        where both name the same format.
         """
         merged = {name: getattr(self, name) for name in Options.model_fields}
         same = self.format is None or self.format == base.format
         for name in Options.model_fields:
-            tied = name in ("scaling", "group_size", "convrot")
-            if merged[name] is None and (same or not tied):
+            if merged[name] is None and (same or name not in _TIED):
                 merged[name] = getattr(base, name)
         return Options(**merged)
 

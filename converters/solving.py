@@ -127,7 +127,7 @@ class LayerSolver:
         lost = w - decode(solution.codes, fmt.grid, solution.scales)
         padded = fmt.padded_shape((t.shape[0], t.shape[1]))
         parts = {
-            "weight": fmt.pack_codes(solution.codes),
+            "weight": fmt.pack_codes(solution.codes, spec),
             **fmt.pack_scales(solution.scales, spec, padded),
         }
         scale = self.input_scale(t, record, parts)

@@ -61,7 +61,7 @@ def quantize_rows(
             codes, scales = nearest(w, fmt.grid, geometry, peak)
         if absmax is None:
             check_finite(t, scales.block)
-        sink.write_rows(f"{t.layer}.weight", start, fmt.pack_codes(codes).cpu())
+        sink.write_rows(f"{t.layer}.weight", start, fmt.pack_codes(codes, spec).cpu())
         signal = noise = 0.0
         if kept is not None:
             signal = float(kept.square().sum())

@@ -16,7 +16,7 @@ from .codec import decode, pad
 from .geometries import Geometry, Scales
 from .grids import Grid
 from .spec import Encoded, Fit, Spec
-from .transforms import GROUP_SIZES, largest_group, rotate
+from .transforms import DEFAULT_GROUP, GROUP_SIZES, largest_group, rotate
 
 if TYPE_CHECKING:  # comfy-kitchen brings torch's compiler along, seconds that a conversion can save
     from comfy_kitchen.tensor import QuantizedTensor
@@ -38,7 +38,12 @@ class Format:
         hardware: where its products run without decoding, for the documentation.
         scalings: the values of ``Spec.scaling`` it takes; empty where it has no choice.
         group_sizes: legal block sizes, the default first; empty where it has none.
+        variants: the values of ``Spec.variant`` it takes, the default first; empty where it has no
+            choice.
         rotates: takes ConvRot.
+        always_rotates: is always rotated: by the group asked for or 256, else by the largest that
+            divides the inputs.
+        part_names: suffixes of the file tensors it may have.
         padding: rows and columns the stored matrix is padded to.
         layout_names: layouts of comfy-kitchen or ComfyUI that run it, preferred first.
         own_layout: the name of our layout that runs it, where those have none.
@@ -57,7 +62,10 @@ class Format:
     hardware: ClassVar[str] = ""
     scalings: ClassVar[tuple[str, ...]] = ()
     group_sizes: ClassVar[tuple[int, ...]] = ()
+    variants: ClassVar[tuple[str, ...]] = ()
     rotates: ClassVar[bool] = False
+    always_rotates: ClassVar[bool] = False
+    part_names: ClassVar[tuple[str, ...]] = ("weight", FLOAT32_SCALE, "input_scale")
     padding: ClassVar[tuple[int, int]] = (1, 1)
     layout_names: ClassVar[tuple[str, ...]] = ()
     own_layout: ClassVar[str | None] = None
@@ -71,6 +79,14 @@ class Format:
         """Which weights share a scale under ``spec``."""
         raise NotImplementedError
 
+    def grid_for(self, spec: Spec) -> Grid:
+        """The grid under ``spec``; where layers have grids of their own, the one to start from."""
+        return self.grid
+
+    def own_grid(self, spec: Spec) -> bool:
+        """Whether each layer stores a grid of its own under ``spec``: a codebook fitted to it."""
+        return False
+
     def fit(self, spec: Spec, shape: tuple[int, ...]) -> Fit:
         """Adapt ``spec`` to a tensor of ``shape``, or say why the tensor is kept as it is."""
         if len(shape) != 2:
@@ -79,7 +95,9 @@ class Format:
             return Fit(None, "empty tensor")
         notes: list[str] = []
         fitted = self._fit_blocks(spec, (shape[0], shape[1]), notes)
-        if fitted is not None and fitted.convrot and shape[1] % fitted.convrot:
+        if fitted is not None and self.always_rotates:
+            fitted = self._fit_rotation(fitted, (shape[0], shape[1]), notes)
+        elif fitted is not None and fitted.convrot and shape[1] % fitted.convrot:
             notes.append(f"ConvRot {fitted.convrot} does not divide {shape[1]} inputs: unrotated")
             fitted = self.replace(fitted, convrot=None)
         return Fit(fitted, "; ".join(notes))
@@ -98,6 +116,18 @@ class Format:
         notes.append(f"no legal block size {self.group_sizes} divides {shape}")
         return None
 
+    def _fit_rotation(self, spec: Spec, shape: tuple[int, int], notes: list[str]) -> Spec | None:
+        """The group asked for, else the largest that divides the inputs."""
+        asked = spec.convrot or DEFAULT_GROUP
+        legal = (asked, *sorted(GROUP_SIZES, reverse=True))
+        group = next((g for g in legal if shape[1] % g == 0), None)
+        if group is None:
+            notes.append(f"no ConvRot group {GROUP_SIZES} divides the inputs of {shape}")
+            return None
+        if group != asked:
+            notes.append(f"ConvRot {group}: {asked} does not divide the inputs of {shape}")
+        return self.replace(spec, convrot=group)
+
     @staticmethod
     def replace(spec: Spec, **changes: Any) -> Spec:
         """A copy of ``spec`` with some fields changed."""
@@ -111,12 +141,15 @@ class Format:
         convrot: int | str | None = None,
         features: int | None = None,
         full_precision_matrix_mult: bool = False,
+        variant: str | None = None,
     ) -> Spec:
         """Make a spec of this format from what a person asked for, filling in its defaults.
 
-        ``convrot="auto"`` takes the largest group dividing ``features`` inputs. Raises
-        :class:`FormatError` for an option the format does not have.
+        ``convrot="auto"`` takes the largest group dividing ``features`` inputs; where the format is
+        always rotated, 256. Raises :class:`FormatError` for an option the format does not have.
         """
+        if variant is not None and variant not in self.variants:
+            raise self._no_option("variant", variant, self.variants)
         if scaling is not None and scaling not in self.scalings:
             raise self._no_option("scaling", scaling, self.scalings)
         if group_size is not None and not self.group_sizes:
@@ -125,6 +158,8 @@ class Format:
             raise self._no_option("group_size", group_size, self.group_sizes)
         if convrot is not None and not self.rotates:
             raise self._no_option("convrot", convrot, ())
+        if self.always_rotates and convrot in (None, "auto"):
+            convrot = DEFAULT_GROUP
         if convrot == "auto":
             convrot = largest_group(features or 0)
         if convrot is not None and convrot not in GROUP_SIZES:
@@ -139,6 +174,7 @@ class Format:
             group_size or (self.group_sizes[0] if self.group_sizes else None),
             int(convrot) if convrot is not None else None,
             full_precision_matrix_mult,
+            variant or (self.variants[0] if self.variants else None),
         )
 
     def _no_option(self, name: str, value: object, legal: tuple[object, ...]) -> FormatError:
@@ -164,26 +200,49 @@ class Format:
         rows, cols = self.padding
         return -(-shape[0] // rows) * rows, -(-shape[1] // cols) * cols
 
+    @property
+    def plain(self) -> bool:
+        """Whether a file keeps one code a weight, so that shapes may tell it from its likes."""
+        return self.padding == (1, 1)
+
+    @property
+    def weight_dtype(self) -> torch.dtype:
+        """Dtype of the stored codes."""
+        return self.grid.dtype
+
+    def packed_shape(self, spec: Spec, padded: tuple[int, int]) -> tuple[int, ...]:
+        """Shape of the stored codes of a padded matrix."""
+        return padded
+
     def storage(self, spec: Spec, shape: tuple[int, int]) -> Storage:
         """File tensors of a layer, by suffix: dtype and shape."""
         padded = self.padded_shape(shape)
-        return {"weight": (self.grid.dtype, padded), **self.scale_storage(spec, padded)}
+        codes = (self.weight_dtype, self.packed_shape(spec, padded))
+        return {"weight": codes, **self.scale_storage(spec, padded)}
 
     def scale_storage(self, spec: Spec, padded: tuple[int, int]) -> Storage:
-        """File tensors that hold the scales (and constants), by suffix."""
+        """File tensors that hold the scales (and constants, and a grid), by suffix."""
         return {FLOAT32_SCALE: (torch.float32, self.scale_shape(spec, padded))}
 
     def scale_shape(self, spec: Spec, padded: tuple[int, int]) -> tuple[int, ...]:
         """Shape of the stored ``weight_scale`` where it is plain float32."""
         return self.geometry(spec).grid_shape(padded)
 
-    def pack_codes(self, codes: Tensor) -> Tensor:
+    def pack_codes(self, codes: Tensor, spec: Spec) -> Tensor:
         """Codes (or some of their rows) as stored."""
         return codes
 
-    def unpack_codes(self, stored: Tensor) -> Tensor:
-        """Inverse of :meth:`pack_codes`."""
-        return stored
+    def unpack_codes(self, parts: Parts, conf: Mapping[str, Any]) -> Tensor:
+        """Inverse of :meth:`pack_codes`, from normalised parts; they may be without values."""
+        return parts["weight"]
+
+    def pack_grid(self, grid: Grid) -> dict[str, Tensor]:
+        """A layer's own grid as stored, by suffix."""
+        return {}
+
+    def grid_of(self, parts: Parts, conf: Mapping[str, Any]) -> Grid:
+        """The grid of a stored layer, from normalised parts."""
+        return self.grid
 
     def pack_scales(self, scales: Scales, spec: Spec, padded: tuple[int, int]) -> dict[str, Tensor]:
         """Scales of the whole matrix as stored, by suffix."""
@@ -223,7 +282,7 @@ class Format:
 
     def orig_shape(self, parts: Parts, conf: Mapping[str, Any]) -> tuple[int, int]:
         """Shape of the layer's weight: ``orig_shape`` of the JSON where valid, else the codes'."""
-        padded = tuple(self.unpack_codes(parts["weight"]).shape)
+        padded = tuple(self.unpack_codes(parts, conf).shape)
         shape = conf.get("orig_shape")
         if isinstance(shape, list) and len(shape) == 2 and all(type(x) is int for x in shape):
             m, n = shape
@@ -233,21 +292,40 @@ class Format:
 
     def convrot_of(self, conf: Mapping[str, Any]) -> int | None:
         """ConvRot group size of a layer's JSON."""
-        return None
+        return self._group_in(conf) if self.always_rotates else None
+
+    def _group_in(self, conf: Mapping[str, Any]) -> int:
+        group = conf.get("convrot_groupsize", DEFAULT_GROUP)
+        if group not in GROUP_SIZES:
+            raise FormatError(
+                f"{self.id}: ConvRot group size {group!r} is not one of {GROUP_SIZES}; no runtime "
+                "rotates activations by it. Convert the original model again."
+            )
+        return int(group)
+
+    def _check_group(self, features: int, conf: Mapping[str, Any]) -> None:
+        """Raise :class:`FormatError` where a stored layer cannot be rotated as it says."""
+        group = self.convrot_of(conf)
+        if group is not None and features % group:
+            raise FormatError(
+                f"{self.id}: ConvRot group size {group} does not divide the {features} inputs; "
+                "the file is damaged"
+            )
 
     def unpack(self, parts: Parts, conf: Mapping[str, Any]) -> Encoded:
-        """Codes and scales of stored tensors."""
+        """Codes, scales and grid of stored tensors."""
         parts = self.normalise(parts, conf)
-        codes = self.unpack_codes(parts["weight"])
-        return Encoded(codes, self.unpack_scales(parts, (codes.shape[0], codes.shape[1])))
+        codes = self.unpack_codes(parts, conf)
+        scales = self.unpack_scales(parts, (codes.shape[0], codes.shape[1]))
+        return Encoded(codes, scales, self.grid_of(parts, conf))
 
     def decode(
         self, parts: Parts, conf: Mapping[str, Any], shape: tuple[int, int] | None = None
     ) -> Tensor:
         """The layer's weight, float32 ``[M, N]``, rotated and cropped back."""
-        codes, scales = self.unpack(parts, conf)
+        codes, scales, grid = self.unpack(parts, conf)
         m, n = shape or self.orig_shape(parts, conf)
-        w = decode(codes, self.grid, scales)[:m, :n].contiguous()
+        w = decode(codes, grid, scales)[:m, :n].contiguous()
         group = self.convrot_of(conf)
         return rotate(w, group) if group else w
 

@@ -18,6 +18,21 @@ def unpack_high_first(packed: Tensor) -> Tensor:
     return torch.stack((packed >> 4, packed & 0x0F), dim=-1).view(packed.shape[0], -1)
 
 
+def pack_low_first(codes: Tensor) -> Tensor:
+    """Two 4-bit codes a byte, even column in the low nibble: ``[M, N]`` → INT8 ``[M, N/2]``.
+
+    Codes are uint8, or int8 in two's complement, of which the low four bits are kept.
+    """
+    codes = codes.view(torch.uint8)
+    return ((codes[:, ::2] & 0x0F) | (codes[:, 1::2] << 4)).view(torch.int8)
+
+
+def unpack_low_first(packed: Tensor) -> Tensor:
+    """Inverse of :func:`pack_low_first`: uint8 0..15, ``[M, N]``."""
+    packed = packed.view(torch.uint8)
+    return torch.stack((packed & 0x0F, packed >> 4), dim=-1).view(packed.shape[0], -1)
+
+
 def blocked_shape(rows: int, cols: int) -> tuple[int, int]:
     """Stored shape of a scale grid in cuBLAS's tiled layout (tiles of 128 × 4)."""
     return -(-rows // 128) * 128, -(-cols // 4) * 4

@@ -69,8 +69,7 @@ def identify(
     ranked = sorted(known.values(), key=lambda fmt: (fmt.id != name, name not in fmt.aliases))
     for fmt in ranked:
         named = fmt.id == name or name in fmt.aliases
-        plain = fmt.grid.dtype == dtype and fmt.padding == (1, 1)
-        if (plain or (named and fmt.grid.dtype == dtype)) and fmt.matches(conf, shapes):
+        if fmt.weight_dtype == dtype and (named or fmt.plain) and fmt.matches(conf, shapes):
             return fmt
     listing = ", ".join(f"{k} {list(v)}" for k, v in shapes.items())
     raise FormatError(

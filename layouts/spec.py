@@ -8,6 +8,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from .geometries import Scales
+from .grids import Grid
 
 
 @dataclass(frozen=True)
@@ -20,6 +21,7 @@ class Spec:
         group_size: block size where the format has one, else None.
         convrot: ConvRot group size, or None for no rotation.
         full_precision_matrix_mult: the runtime decodes the weight and multiplies in its own dtype.
+        variant: which of the format's variants, where it has some, else None.
     """
 
     format: str
@@ -27,10 +29,13 @@ class Spec:
     group_size: int | None = None
     convrot: int | None = None
     full_precision_matrix_mult: bool = False
+    variant: str | None = None
 
     def describe(self) -> str:
         """One short line: ``int8_tensorwise row convrot 256``."""
         parts = [self.format]
+        if self.variant:
+            parts.append(self.variant)
         if self.scaling:
             parts.append(self.scaling)
         if self.group_size:
@@ -50,7 +55,8 @@ class Fit(NamedTuple):
 
 
 class Encoded(NamedTuple):
-    """A matrix as codes ``[Mp, Np]`` (one element a weight, padded) and scales."""
+    """A matrix as codes ``[Mp, Np]`` (one element a weight, padded), scales, and what codes mean."""
 
     codes: Tensor
     scales: Scales
+    grid: Grid

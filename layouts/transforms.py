@@ -15,6 +15,7 @@ from torch import Tensor
 from ..errors import RecipeError
 
 GROUP_SIZES = (4, 16, 64, 256, 1024)
+DEFAULT_GROUP = 256
 _H4 = ((1.0, 1.0, 1.0, -1.0), (1.0, 1.0, -1.0, 1.0), (1.0, -1.0, 1.0, 1.0), (-1.0, 1.0, 1.0, 1.0))
 
 
@@ -31,9 +32,13 @@ def hadamard(size: int, device: str = "cpu") -> Tensor:
 
 
 def rotate(w: Tensor, group_size: int) -> Tensor:
-    """Rotate float32 ``w [M, N]`` in groups of columns that divide ``N``; twice is the identity."""
+    """Rotate float32 ``w [M, N]`` in groups of columns that divide ``N``; twice is the identity.
+
+    The matrix is its own transpose; as such it is multiplied in the order comfy-kitchen has, which
+    decides the last bit.
+    """
     m, n = w.shape
-    matrix = hadamard(group_size, str(w.device))
+    matrix = hadamard(group_size, str(w.device)).T
     return (w.view(m, n // group_size, group_size) @ matrix).view(m, n)
 
 

@@ -50,15 +50,27 @@ def _options(fmt: Format) -> list[io.Input]:
                 tooltip="One scale for each row (more exact) or one for the whole tensor.",
             )
         )
+    if fmt.variants:
+        inputs.append(
+            io.Combo.Input(
+                "variant",
+                options=list(fmt.variants),
+                default=fmt.variants[0],
+                tooltip="Bits of weights and activations: w6a8 has 6-bit weights, and the runtime "
+                "rounds activations to 8 bits. More are more exact.",
+            )
+        )
     if fmt.rotates:
+        sizes = [str(g) for g in reversed(GROUP_SIZES)]
         inputs.append(
             io.Combo.Input(
                 "convrot",
-                options=["auto", "none", *(str(g) for g in reversed(GROUP_SIZES))],
+                options=["auto", *sizes] if fmt.always_rotates else ["auto", "none", *sizes],
                 default="auto",
-                tooltip="Rotate groups of inputs before rounding, which makes INT8 more exact; the "
-                "runtime rotates activations alike. auto: the largest group that fits each layer. "
-                "It needs scaling 'row'.",
+                tooltip="Rotate groups of inputs before rounding, which makes integers more exact; "
+                "the runtime rotates activations alike. auto: the largest group that fits each "
+                "layer, at most 256 where the format is always rotated. With a choice of scaling "
+                "it needs 'row'.",
             )
         )
     if fmt.group_sizes:
@@ -213,6 +225,7 @@ def make_recipe(
         scaling=scaling,
         convrot=int(convrot) if convrot not in (None, "auto") else convrot,
         group_size=int(group_size) if group_size else None,
+        variant=format.get("variant"),
         preset=None if preset == "none" else preset,
         scale_search=_SWITCH.get(scale_search),
         full_precision_matrix_mult=_SWITCH.get(full_precision_matmul),

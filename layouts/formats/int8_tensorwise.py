@@ -23,9 +23,6 @@ from ..format import FLOAT32_SCALE, Format, Parts
 from ..geometries import FLOAT_SCALES, PER_ROW, PER_TENSOR, Geometry
 from ..grids import INT8
 from ..spec import Spec
-from ..transforms import GROUP_SIZES
-
-_DEFAULT_GROUP = 256
 
 
 class Int8Tensorwise(Format):
@@ -64,12 +61,7 @@ class Int8Tensorwise(Format):
 
     def normalise(self, parts: Parts, conf: Mapping[str, Any]) -> dict[str, Tensor]:
         """``[M]``, which core would broadcast along the columns, → ``[M, 1]``; ``[1]`` → ``[]``."""
-        group = self.convrot_of(conf)
-        if group is not None and parts["weight"].shape[1] % group:
-            raise FormatError(
-                f"{self.id}: ConvRot group size {group} does not divide the "
-                f"{parts['weight'].shape[1]} inputs; the file is damaged"
-            )
+        self._check_group(parts["weight"].shape[1], conf)
         scale = parts[FLOAT32_SCALE].float()
         rows = parts["weight"].shape[0]
         if scale.numel() == 0:
@@ -85,15 +77,7 @@ class Int8Tensorwise(Format):
         return {**parts, FLOAT32_SCALE: scale}
 
     def convrot_of(self, conf: Mapping[str, Any]) -> int | None:
-        if not conf.get("convrot"):
-            return None
-        group = conf.get("convrot_groupsize", _DEFAULT_GROUP)
-        if group not in GROUP_SIZES:
-            raise FormatError(
-                f"{self.id}: ConvRot group size {group!r} is not one of {GROUP_SIZES}; no runtime "
-                "rotates activations by it. Convert the original model again."
-            )
-        return int(group)
+        return self._group_in(conf) if conf.get("convrot") else None
 
     def layout_params(self, parts: Parts, conf: Mapping[str, Any]) -> dict[str, Any]:
         group = self.convrot_of(conf)

@@ -45,6 +45,7 @@ class NVFP4(Format):
     core_quantizes_input = True
     hardware = "NVIDIA Blackwell (RTX 50)"
     padding = (16, 16)
+    part_names = ("weight", "weight_scale", "weight_scale_2", "input_scale", "pre_quant_scale")
     layout_names = ("TensorCoreNVFP4Layout",)
 
     def geometry(self, spec: Spec) -> Geometry:
@@ -58,11 +59,11 @@ class NVFP4(Format):
             "weight_scale_2": (torch.float32, ()),
         }
 
-    def pack_codes(self, codes: Tensor) -> Tensor:
+    def pack_codes(self, codes: Tensor, spec: Spec) -> Tensor:
         return pack_high_first(codes)
 
-    def unpack_codes(self, stored: Tensor) -> Tensor:
-        return unpack_high_first(stored)
+    def unpack_codes(self, parts: Parts, conf: Mapping[str, Any]) -> Tensor:
+        return unpack_high_first(parts["weight"])
 
     def pack_scales(self, scales: Scales, spec: Spec, padded: tuple[int, int]) -> dict[str, Tensor]:
         assert scales.tensor is not None

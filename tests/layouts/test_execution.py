@@ -18,7 +18,7 @@ def quantized(name: str, w: torch.Tensor, **options):
     absmax = values.abs().amax()
     scales = fmt.geometry(spec).scales(values, fmt.grid, absmax)
     codes = encode(values, fmt.grid, scales)
-    parts = {"weight": fmt.pack_codes(codes)}
+    parts = {"weight": fmt.pack_codes(codes, spec)}
     parts.update(fmt.pack_scales(scales, spec, fmt.padded_shape(shape)))
     conf = fmt.conf(spec, shape)
     return fmt, fmt.read(parts, conf, shape, torch.float32), fmt.decode(parts, conf, shape)

@@ -25,7 +25,7 @@ class TestNVFP4(FormatContract):
 
     def test_the_even_column_is_the_high_nibble(self) -> None:
         codes = torch.tensor([[7, 2]], dtype=torch.uint8)  # 6 and 1
-        assert self.fmt.pack_codes(codes).item() == 0x72
+        assert self.fmt.pack_codes(codes, self.spec()).item() == 0x72
 
     def test_old_files_are_mended(self) -> None:
         """Block scales typed uint8, a tensor scale of shape [1]."""
