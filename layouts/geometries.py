@@ -7,8 +7,9 @@ how large the blocks are. Rounding methods need nothing else.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -91,17 +92,30 @@ class TwoLevelRule(ScaleRule):
 
 
 FLOAT_SCALES = ScaleRule()
+ABSMAX_SCALES = ScaleRule(floor=0.0)  # all-zero blocks have scale 0, which encoding heeds
 POWERS_OF_TWO = PowerOfTwoRule()
 TWO_LEVELS = TwoLevelRule()
 
 
 @dataclass(frozen=True)
 class Geometry:
-    """Blocks of ``rows × cols`` weights share a scale; None stands for the whole dimension."""
+    """Blocks of ``rows × cols`` weights share a scale; None stands for the whole dimension.
+
+    Flat blocks are ``cols`` consecutive weights of the row-major matrix, whatever its rows' length;
+    the last may be shorter. Where they straddle rows, scales are still held as a grid over the
+    matrix: of one row and the most columns that divide both blocks and rows, the *cells*. A run of
+    consecutive cells then has one scale (:meth:`over_runs`).
+    """
 
     rows: int | None
     cols: int | None
     rule: ScaleRule = FLOAT_SCALES
+    flat: bool = False
+
+    @classmethod
+    def in_order(cls, size: int, rule: ScaleRule = FLOAT_SCALES) -> Geometry:
+        """Flat blocks of ``size`` weights."""
+        return cls(1, size, rule, True)
 
     @property
     def needs_tensor_absmax(self) -> bool:
@@ -111,11 +125,35 @@ class Geometry:
     @property
     def row_step(self) -> int:
         """Rows that must be encoded together, once ``tensor_absmax`` is known."""
-        return self.rows or 1
+        return self.cols or 1 if self.flat else self.rows or 1
+
+    def run(self, columns: int) -> int:
+        """How many consecutive cells of a matrix with so many columns share a scale."""
+        return (self.cols or 1) // math.gcd(self.cols or 1, columns) if self.flat else 1
 
     def block(self, shape: tuple[int, int]) -> tuple[int, int]:
-        """Rows and columns of one block of a matrix of ``shape``."""
+        """Rows and columns of one block, or cell, of a matrix of ``shape``."""
+        if self.flat:
+            return 1, math.gcd(self.cols or 1, shape[1])
         return self.rows or max(shape[0], 1), self.cols or max(shape[1], 1)
+
+    def over_runs(self, cells: Tensor, columns: int, reduce: Literal["amax", "sum"]) -> Tensor:
+        """The largest or the sum over each run of cells, at each of its cells.
+
+        Args:
+            cells: ``[..., Mb, Nb]``, at least 0 where ``reduce`` is ``"amax"``: whole runs, but for
+                the last of a matrix.
+            columns: of the matrix.
+            reduce: how the cells of a run are put together.
+        """
+        run = self.run(columns)
+        if run == 1 or cells.numel() == 0:
+            return cells
+        flat = cells.flatten(-2)
+        count = flat.shape[-1]
+        runs = torch.nn.functional.pad(flat, (0, -count % run)).unflatten(-1, (-1, run))
+        found = runs.amax(-1) if reduce == "amax" else runs.sum(-1)
+        return found.repeat_interleave(run, -1)[..., :count].view(cells.shape)
 
     def grid_shape(self, shape: tuple[int, int]) -> tuple[int, int]:
         """Shape ``[Mb, Nb]`` of the scales of a matrix of ``shape``."""
@@ -129,6 +167,7 @@ class Geometry:
             absmax = tensor_absmax.reshape(1, 1)
         else:
             absmax = blockwise_absmax(w, *self.block((w.shape[0], w.shape[1])))
+            absmax = self.over_runs(absmax, w.shape[1], "amax")
         return self.rule.from_absmax(absmax, grid, tensor_absmax)
 
 

@@ -192,8 +192,11 @@ class _Layer:
 
     @property
     def refits(self) -> bool:
-        """Whether scales are refitted, which costs large layers more than it gains."""
-        return self.options.refit and (self._small or self.options.passes is not None)
+        """Whether scales are refitted, which costs large layers more than it gains, and needs
+        blocks that do not straddle rows."""
+        straddle = self.geometry.run(self.w.shape[1]) > 1
+        paid = self._small or self.options.passes is not None
+        return self.options.refit and paid and not straddle
 
 
 def _candidates(

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ...kernels import block_view, expand_scale
 from ...layouts.codec import encode
-from ...layouts.geometries import FLOAT_SCALES, Geometry, Scales
+from ...layouts.geometries import Geometry, ScaleRule, Scales
 from ...layouts.grids import Grid
 from .problem import Poll
 from .quantizer import rounder
@@ -65,7 +65,8 @@ def best_scales(
     rows = m // max(mb, 1)
     step = max(_WEIGHTS_IN_CACHE // max(n, 1), 1)
     if mb > 1:  # whole blocks of rows
-        step = -(-step // rows) * rows
+        together = max(rows, geometry.run(n))
+        step = -(-step // together) * together
     wished = (1.0, *MULTIPLES)
     found: list[Tensor] = []
     errors: Tensor | None = None
@@ -74,6 +75,7 @@ def best_scales(
         covered = slice(first // rows, max(-(-(first + part.shape[0]) // rows), 1))
         tried = _candidates(start, covered, geometry, wished)
         lost = _block_errors(part, grid, tried, start.tensor, importance, poll)
+        lost = geometry.over_runs(lost, n, "sum")
         if mb > 1:
             found.append(_least(tried, lost))
         else:  # one block of rows, in several parts
@@ -91,7 +93,7 @@ def _candidates(
     tried = [mine.block]
     for multiple in multiples[1:]:
         block = geometry.rule.snap(mine.effective * multiple, start.tensor).block
-        if geometry.rule == FLOAT_SCALES or not torch.equal(block, tried[-1]):
+        if type(geometry.rule) is ScaleRule or not torch.equal(block, tried[-1]):
             tried.append(block)
     return tried
 

@@ -44,7 +44,7 @@ def test_stochastic_rounding_keeps_the_mean_and_takes_a_neighbour() -> None:
 
 
 def test_codebooks_are_equal_by_value_and_refuse_nonsense() -> None:
-    assert GRID == CodebookGrid.of("table", torch.tensor(TABLE))
+    assert CodebookGrid.of("table", torch.tensor(TABLE)) == GRID
     assert hash(GRID) == hash(CodebookGrid.of("table", torch.tensor(TABLE)))
     for values in ((), (1.0,), (0.0, 0.0), (0.0, float("nan")), (1.0, float("inf")), range(257)):
         with pytest.raises(ValueError, match="2 to 256 finite"):

@@ -37,7 +37,7 @@ def descend(layer: Layer, start: State, options: LearnedOptions, iterations: int
     unit = layer.unit(start.scales)
     optimizer = make_optimizer(options, unit, layer.objective.curvature, positions)
     joint = JointScales(layer, start.scales) if options.joint_scales else None
-    best = Best(start, together=joint is not None and len(start.scales.block) < len(positions))
+    best = Best(start, together=joint is not None and layer.rows_share_scales)
     schedule, progress = make_schedule(options, layer.shape), Improvement.of(options)
     stop = EarlyStop(options, WARMUP_STEPS if options.optimizer == "prodigy" else 0)
     rate = options.rate

@@ -49,7 +49,14 @@ class Layer:
     def gather(self, x: Tensor) -> Tensor:
         """Sums of ``x [M, N]`` over the blocks that share a scale, ``[Mb, Nb]``."""
         rows, cols = self.geometry.block(self.shape)
-        return block_view(x, rows, cols).sum(dim=3).sum(dim=1)
+        sums = block_view(x, rows, cols).sum(dim=3).sum(dim=1)
+        return self.geometry.over_runs(sums, self.shape[1], "sum")
+
+    @property
+    def rows_share_scales(self) -> bool:
+        """Whether a scale may serve more than one row."""
+        rows = self.geometry.block(self.shape)[0]
+        return rows > 1 or self.geometry.run(self.shape[1]) > 1
 
     def rungs(self, codes: Tensor) -> Tensor:
         """Ladder positions of ``codes``, whole numbers as float32."""

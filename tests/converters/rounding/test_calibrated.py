@@ -22,6 +22,7 @@ from roundsmith.errors import Cancelled, RecipeError, RoundsmithError
 from roundsmith.layouts import formats
 from roundsmith.layouts.codec import decode
 from roundsmith.layouts.geometries import (
+    ABSMAX_SCALES,
     FLOAT_SCALES,
     PER_ROW,
     PER_TENSOR,
@@ -45,6 +46,7 @@ GEOMETRIES = (
     Geometry(16, None),
     Geometry(1, 16, POWERS_OF_TWO),
     Geometry(1, 16, TWO_LEVELS),
+    Geometry.in_order(40, ABSMAX_SCALES),
 )
 
 

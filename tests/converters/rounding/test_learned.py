@@ -12,6 +12,7 @@ from roundsmith.converters.rounding.learned.solver import make_objective
 from roundsmith.errors import Cancelled, RecipeError
 from roundsmith.layouts.codec import decode
 from roundsmith.layouts.geometries import (
+    ABSMAX_SCALES,
     PER_ROW,
     PER_TENSOR,
     POWERS_OF_TWO,
@@ -33,6 +34,7 @@ PAIRS = {
     "nvfp4": (E2M1, Geometry(1, 16, TWO_LEVELS)),
     "4 bits, free scales": (E2M1, Geometry(1, 32)),
     "codebook": (CODEBOOK, Geometry(1, 32)),
+    "flat blocks": (CODEBOOK, Geometry.in_order(40, ABSMAX_SCALES)),
 }
 QUICK = {"min_k": 8, "iterations": 60}
 
