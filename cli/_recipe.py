@@ -19,6 +19,8 @@ def add_recipe(parser: argparse.ArgumentParser) -> None:
     add("--group-size", type=int, metavar="N", help="block size, where the format has one")
     add("--convrot", metavar="G", help="ConvRot group size (4 ... 1024), or auto")
     add("--variant", metavar="NAME", help="variant, where the format has some (w4a8, w6a8, ...)")
+    add("--form", metavar="NAME",
+        help="how the file says it, where the format has several forms (comfy_quant, bitsandbytes)")
     add("--rounding", choices=("auto", "nearest", "calibrated", "learned"),
         help="how codes are chosen; auto: the best that the statistics support")  # fmt: skip
     add("--scale-search", action=argparse.BooleanOptionalAction, default=None,

@@ -163,6 +163,8 @@ def _recipe_inputs(recipe: Recipe) -> dict[str, Any]:
         inputs["format.scaling"] = recipe.scaling or fmt.scalings[0]
     if fmt.group_sizes:
         inputs["format.group_size"] = str(recipe.group_size or fmt.group_sizes[0])
+    if fmt.forms:
+        inputs["format.form"] = recipe.form or fmt.forms[0]
     if fmt.variants:
         inputs["format.variant"] = recipe.variant or fmt.variants[0]
     if fmt.rotates:

@@ -200,7 +200,8 @@ class _Run:
             outcome, _ = self.solver.quantize(t, record, bias, sink)
         else:
             outcome = self._stream(t, sink)
-        sink.write(f"{t.layer}.comfy_quant", encode_conf(t.conf))
+        if f"{t.layer}.comfy_quant" in t.entries:
+            sink.write(f"{t.layer}.comfy_quant", encode_conf(t.conf))
         self.outcomes[t.layer] = outcome
 
     def _stream(self, t: TensorPlan, sink: Sink) -> Outcome:

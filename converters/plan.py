@@ -122,7 +122,11 @@ def make_plan(
     quantized = sum(t.action == "quantize" for t in tensors)
     if not quantized:
         warnings.append("nothing was quantized: no layer suits the recipe; see the reasons")
-    confs = {t.layer: dict(t.conf) for t in tensors if t.conf is not None}
+    confs = {
+        t.layer: dict(t.conf)
+        for t in tensors
+        if t.conf is not None and f"{t.layer}.comfy_quant" in t.entries
+    }
     metadata = {k: v for k, v in model.source.metadata.items() if k != HEADER_KEY}
     if confs and recipe.header:
         metadata[HEADER_KEY] = layers_metadata(confs)
@@ -163,6 +167,7 @@ def _plan_tensor(
         group_size=options.group_size,
         convrot=options.convrot,
         variant=options.variant,
+        form=options.form,
         features=shape[-1] if shape else 0,
         full_precision_matrix_mult=bool(exact),
     )
@@ -174,7 +179,8 @@ def _plan_tensor(
     matrix = (shape[0], shape[1])
     conf = fmt.conf(spec, matrix)
     entries = {f"{layer}.{s}": entry for s, entry in fmt.storage(spec, matrix).items()}
-    entries[f"{layer}.comfy_quant"] = (torch.uint8, (len(encode_conf(conf)),))
+    if fmt.has_json(spec):
+        entries[f"{layer}.comfy_quant"] = (torch.uint8, (len(encode_conf(conf)),))
     scale = "" if fmt.input_max is None else _input_scale(layer, recipe, known)
     if scale:
         entries[f"{layer}.input_scale"] = (torch.float32, ())

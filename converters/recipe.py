@@ -23,7 +23,7 @@ _ROUNDING = (
     "how codes are chosen: nearest; calibrated or learned on the layer's inputs; auto, the best "
     "that the statistics at hand support"
 )
-_TIED = ("scaling", "group_size", "convrot", "variant")
+_TIED = ("scaling", "group_size", "convrot", "variant", "form")
 METADATA_KEY = "roundsmith_recipe"
 
 
@@ -43,6 +43,9 @@ class Options(Strict):
     )
     variant: str | None = Field(
         None, description="which of the format's variants, where it has some"
+    )
+    form: str | None = Field(
+        None, description="how the file says it, where tools differ: the values are the same"
     )
     rounding: Rounding | None = Field(None, description=_ROUNDING)
     scale_search: bool | None = Field(
@@ -66,8 +69,8 @@ class Options(Strict):
     def over(self, base: Options) -> Options:
         """These options, with what is not set taken from ``base``.
 
-        Options that belong to a format (scaling, group size, ConvRot, variant) are inherited only
-        where both name the same format.
+        Options that belong to a format (scaling, group size, ConvRot, variant, form) are inherited
+        only where both name the same format.
         """
         merged = {name: getattr(self, name) for name in Options.model_fields}
         same = self.format is None or self.format == base.format

@@ -61,7 +61,8 @@ def quantize_rows(
             codes, scales = nearest(w, fmt.grid, geometry, peak)
         if absmax is None:
             check_finite(t, scales.block)
-        sink.write_rows(f"{t.layer}.weight", start, fmt.pack_codes(codes, spec).cpu())
+        packed = fmt.pack_codes(codes, spec).cpu()
+        sink.write_rows(f"{t.layer}.weight", fmt.packed_row(start, t.shape[1]), packed)
         signal = noise = 0.0
         if kept is not None:
             signal = float(kept.square().sum())
@@ -72,12 +73,12 @@ def quantize_rows(
     results = rows.map(encode, chunks)
     scales = _join([part for part, _, _ in results], geometry)
     padded = fmt.padded_shape((t.shape[0], t.shape[1]))
-    packed = fmt.pack_scales(scales, spec, padded)
-    for suffix, part in packed.items():
+    stored = fmt.pack_scales(scales, spec, padded)
+    for suffix, part in stored.items():
         sink.write(f"{t.layer}.{suffix}", part)
     snr = decibel(sum(r[1] for r in results), sum(r[2] for r in results))
     method = "scale search" if search else "nearest"
-    return Outcome(method, note, snr, seconds=time.perf_counter() - began), packed
+    return Outcome(method, note, snr, seconds=time.perf_counter() - began), stored
 
 
 def _join(parts: list[Scales], geometry: Geometry) -> Scales:

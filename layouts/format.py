@@ -5,7 +5,7 @@ A format's file declares its grid, geometry and packing; everything here follows
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -40,6 +40,7 @@ class Format:
         group_sizes: legal block sizes, the default first; empty where it has none.
         variants: the values of ``Spec.variant`` it takes, the default first; empty where it has no
             choice.
+        forms: ways in which files say the same, the default first; empty where there is one.
         rotates: takes ConvRot.
         always_rotates: is always rotated: by the group asked for or 256, else by the largest that
             divides the inputs.
@@ -63,6 +64,7 @@ class Format:
     scalings: ClassVar[tuple[str, ...]] = ()
     group_sizes: ClassVar[tuple[int, ...]] = ()
     variants: ClassVar[tuple[str, ...]] = ()
+    forms: ClassVar[tuple[str, ...]] = ()
     rotates: ClassVar[bool] = False
     always_rotates: ClassVar[bool] = False
     part_names: ClassVar[tuple[str, ...]] = ("weight", FLOAT32_SCALE, "input_scale")
@@ -142,6 +144,7 @@ class Format:
         features: int | None = None,
         full_precision_matrix_mult: bool = False,
         variant: str | None = None,
+        form: str | None = None,
     ) -> Spec:
         """Make a spec of this format from what a person asked for, filling in its defaults.
 
@@ -150,6 +153,8 @@ class Format:
         """
         if variant is not None and variant not in self.variants:
             raise self._no_option("variant", variant, self.variants)
+        if form is not None and form not in self.forms:
+            raise self._no_option("form", form, self.forms)
         if scaling is not None and scaling not in self.scalings:
             raise self._no_option("scaling", scaling, self.scalings)
         if group_size is not None and not self.group_sizes:
@@ -175,6 +180,7 @@ class Format:
             int(convrot) if convrot is not None else None,
             full_precision_matrix_mult,
             variant or (self.variants[0] if self.variants else None),
+            form or (self.forms[0] if self.forms else None),
         )
 
     def _no_option(self, name: str, value: object, legal: tuple[object, ...]) -> FormatError:
@@ -220,6 +226,10 @@ class Format:
         codes = (self.weight_dtype, self.packed_shape(spec, padded))
         return {"weight": codes, **self.scale_storage(spec, padded)}
 
+    def has_json(self, spec: Spec) -> bool:
+        """Whether a file describes such a layer in ``comfy_quant``; else its tensors tell."""
+        return True
+
     def scale_storage(self, spec: Spec, padded: tuple[int, int]) -> Storage:
         """File tensors that hold the scales (and constants, and a grid), by suffix."""
         return {FLOAT32_SCALE: (torch.float32, self.scale_shape(spec, padded))}
@@ -227,6 +237,10 @@ class Format:
     def scale_shape(self, spec: Spec, padded: tuple[int, int]) -> tuple[int, ...]:
         """Shape of the stored ``weight_scale`` where it is plain float32."""
         return self.geometry(spec).grid_shape(padded)
+
+    def packed_row(self, row: int, columns: int) -> int:
+        """Row of the stored codes at which row ``row`` of a matrix begins."""
+        return row
 
     def pack_codes(self, codes: Tensor, spec: Spec) -> Tensor:
         """Codes (or some of their rows) as stored."""
@@ -271,6 +285,20 @@ class Format:
     def matches(self, conf: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> bool:
         """Whether stored tensors of these shapes are of this format."""
         raise NotImplementedError
+
+    def foreign(
+        self, names: Collection[str], read: Callable[[str], Tensor]
+    ) -> dict[str, tuple[dict[str, Any], dict[str, str]]]:
+        """Layers of this format that a file holds as other tools write them, without JSON.
+
+        Args:
+            names: of the file's tensors.
+            read: reads one.
+
+        Returns:
+            For each layer, the JSON it should have, and the names of its parts by suffix.
+        """
+        return {}
 
     def group_size_of(self, shapes: Mapping[str, tuple[int, ...]]) -> int | None:
         """The block size that stored shapes tell, where the format has one."""

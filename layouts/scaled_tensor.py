@@ -8,7 +8,7 @@ Storage: ``_qdata [M, N]`` codes, ``scale [Mb, Nb]`` (or ``[]``, ``[M]``, ``[M, 
 Forward: ``linear(x, W)`` quantizes ``x`` to the same grid, one scale a row and column group, and
 multiplies codes where the device has such a product; elsewhere it decodes ``W`` and multiplies in
 the dtype of ``x``. Two quantized operands always multiply as codes, with the same result on every
-device. Operations not listed decode first.
+device.
 """
 
 from __future__ import annotations
@@ -21,11 +21,8 @@ import torch
 from comfy_kitchen.tensor.base import (
     LAYOUTS,
     BaseLayoutParams,
-    QuantizedLayout,
     QuantizedTensor,
-    dequantize_args,
     register_layout_class,
-    register_layout_op,
 )
 from torch import Tensor
 
@@ -33,19 +30,17 @@ from ..kernels import dequantize, hardware_product, scaled_linear
 from .codec import encode
 from .geometries import Geometry, Scales
 from .grids import Grid
+from .own_tensor import OwnLayout
 
-aten = torch.ops.aten
 
-
-class ScaledLayout(QuantizedLayout):
+class ScaledLayout(OwnLayout):
     """Codes of ``GRID`` under float32 scales over blocks. Subclasses set ``GRID``."""
 
     GRID: ClassVar[Grid]
 
     @dataclass(frozen=True)
     class Params(BaseLayoutParams):
-        """``scale`` as in the file; ``transposed`` says that shape and codes are swapped logically.
-        """
+        """``scale`` as in the file; ``transposed``: shape and codes are swapped logically."""
 
         transposed: bool = False
 
@@ -130,133 +125,40 @@ class ScaledLayout(QuantizedLayout):
             "scale_ndim": params.scale.ndim,
         }
 
+    @classmethod
+    def multiply(cls, x: Any, weight: QuantizedTensor, bias: Tensor | None) -> Tensor:
+        codes, w_scale = weight._qdata, cls.scale_grid(weight._qdata, weight._params)
+        group = codes.shape[1] // w_scale.shape[1]
+        if isinstance(x, QuantizedTensor) and not (
+            x._layout_cls == weight._layout_cls
+            and not x._params.transposed
+            and cls.scale_grid(x._qdata, x._params).shape
+            == (x._qdata.numel() // codes.shape[1], w_scale.shape[1])
+        ):
+            x = x.dequantize()
+        if not isinstance(x, QuantizedTensor):
+            if not hardware_product(codes.dtype, codes.device, w_scale.shape[1]):
+                w = cls.dequantize(codes, weight._params).to(x.dtype)
+                return torch.nn.functional.linear(x, w, None if bias is None else bias.to(x.dtype))
+            x = QuantizedTensor.from_float(x, weight._layout_cls, block=(1, group))
+        x_codes = x._qdata.reshape(-1, codes.shape[1])
+        x_scale = cls.scale_grid(x._qdata, x._params)
+        out = scaled_linear(x_codes, x_scale, codes, w_scale, bias, x._params.orig_dtype)
+        return out.view(*x.shape[:-1], codes.shape[0])
+
+    @classmethod
+    def viewed(cls, tensor: QuantizedTensor, size: tuple[int, ...]) -> QuantizedTensor | None:
+        """Leading dimensions are reshaped where scales follow the rows."""
+        grid = cls.scale_grid(tensor._qdata, tensor._params)
+        by_rows = grid.shape[0] * tensor._qdata.shape[-1] == tensor.numel()
+        if not by_rows or size[-1] != tensor.shape[-1]:
+            return None
+        params = dataclasses.replace(tensor._params, scale=grid, orig_shape=size)
+        return QuantizedTensor(tensor._qdata.view(size), tensor._layout_cls, params)
+
 
 def register_scaled_layout(name: str, grid: Grid) -> str:
     """Register a :class:`ScaledLayout` of ``grid`` under ``name``, once; returns the name."""
     if name not in LAYOUTS:
         register_layout_class(name, type(name, (ScaledLayout,), {"GRID": grid}))
     return name
-
-
-def _is_ours(value: object) -> bool:
-    return isinstance(value, QuantizedTensor) and issubclass(value.layout_cls, ScaledLayout)
-
-
-def _multiply(x: Any, weight: QuantizedTensor, bias: Tensor | None) -> Tensor:
-    """``x @ weight.T + bias`` with ``weight`` of one of our layouts, as stored ``[N, K]``."""
-    layout = weight.layout_cls
-    codes, w_scale = weight._qdata, layout.scale_grid(weight._qdata, weight._params)
-    group = codes.shape[1] // w_scale.shape[1]
-    if isinstance(x, QuantizedTensor) and not (
-        x._layout_cls == weight._layout_cls
-        and not x._params.transposed
-        and layout.scale_grid(x._qdata, x._params).shape
-        == (x._qdata.numel() // codes.shape[1], w_scale.shape[1])
-    ):
-        x = x.dequantize()
-    if not isinstance(x, QuantizedTensor):
-        if not hardware_product(codes.dtype, codes.device, w_scale.shape[1]):
-            w = _stored(weight).to(x.dtype)
-            return torch.nn.functional.linear(x, w, None if bias is None else bias.to(x.dtype))
-        x = QuantizedTensor.from_float(x, weight._layout_cls, block=(1, group))
-    x_codes = x._qdata.reshape(-1, codes.shape[1])
-    x_scale = layout.scale_grid(x._qdata, x._params)
-    out = scaled_linear(x_codes, x_scale, codes, w_scale, bias, x._params.orig_dtype)
-    return out.view(*x.shape[:-1], codes.shape[0])
-
-
-def _stored(weight: QuantizedTensor) -> Tensor:
-    """Decoded weight in its stored orientation ``[N, K]``."""
-    return weight.layout_cls.dequantize(weight._qdata, weight._params)
-
-
-@register_layout_op(aten.linear.default, ScaledLayout)
-def _linear(qt: Any, args: Any, kwargs: Any) -> Tensor:
-    x, weight = args[0], args[1]
-    bias = args[2] if len(args) > 2 else kwargs.get("bias")
-    if not _is_ours(weight) or weight._params.transposed or weight.ndim != 2:
-        return torch.nn.functional.linear(*dequantize_args((x, weight, bias)))
-    return _multiply(x, weight, dequantize_args(bias))
-
-
-@register_layout_op(aten.mm.default, ScaledLayout)
-def _mm(qt: Any, args: Any, kwargs: Any) -> Tensor:
-    x, weight = args[0], args[1]
-    if not _is_ours(weight) or not weight._params.transposed:
-        return torch.mm(*dequantize_args((x, weight)))
-    return _multiply(x, weight, None)
-
-
-@register_layout_op(aten.addmm.default, ScaledLayout)
-def _addmm(qt: Any, args: Any, kwargs: Any) -> Tensor:
-    bias, x, weight = args[0], args[1], args[2]
-    plain = kwargs.get("beta", 1) == 1 and kwargs.get("alpha", 1) == 1 and bias.ndim == 1
-    if not plain or not _is_ours(weight) or not weight._params.transposed:
-        return torch.addmm(*dequantize_args((bias, x, weight)), **kwargs)
-    return _multiply(x, weight, dequantize_args(bias))
-
-
-def _flip(qt: QuantizedTensor) -> QuantizedTensor:
-    params = qt._params
-    flipped = dataclasses.replace(
-        params, orig_shape=params.orig_shape[::-1], transposed=not params.transposed
-    )
-    return QuantizedTensor(qt._qdata, qt._layout_cls, flipped)
-
-
-@register_layout_op(aten.t.default, ScaledLayout)
-def _t(qt: Any, args: Any, kwargs: Any) -> Any:
-    return _flip(args[0]) if args[0].ndim == 2 else args[0].dequantize()
-
-
-@register_layout_op(aten.transpose.int, ScaledLayout)
-def _transpose(qt: Any, args: Any, kwargs: Any) -> Any:
-    tensor, a, b = args[0], args[1], args[2]
-    ndim = tensor.ndim
-    if ndim == 2 and (a % ndim) != (b % ndim):
-        return _flip(tensor)
-    return torch.transpose(tensor.dequantize(), a, b)
-
-
-def _view(qt: Any, args: Any, kwargs: Any) -> Any:
-    """Reshape leading dimensions where scales follow the rows; anything else decodes."""
-    tensor, size = args[0], list(args[1])
-    params = tensor._params
-    if not params.transposed and -1 in size and tensor.numel():
-        known = 1
-        for extent in size:
-            known *= extent if extent != -1 else 1
-        size[size.index(-1)] = tensor.numel() // known
-    if tuple(size) == tuple(tensor.shape):  # a view is a new tensor, even where nothing changes
-        return QuantizedTensor(tensor._qdata, tensor._layout_cls, params)
-    grid = tensor.layout_cls.scale_grid(tensor._qdata, params)
-    by_rows = grid.shape[0] * tensor._qdata.shape[-1] == tensor.numel()
-    if params.transposed or not by_rows or not size or size[-1] != tensor.shape[-1]:
-        return tensor.dequantize().reshape(size)
-    new = dataclasses.replace(params, scale=grid, orig_shape=tuple(size))
-    return QuantizedTensor(tensor._qdata.view(size), tensor._layout_cls, new)
-
-
-for _op in (aten.view.default, aten.reshape.default, aten._unsafe_view.default):
-    register_layout_op(_op, ScaledLayout)(_view)
-
-
-@register_layout_op(aten.gelu.default, ScaledLayout)
-def _gelu(qt: Any, args: Any, kwargs: Any) -> Any:
-    tensor = args[0]
-    out = torch.nn.functional.gelu(tensor.dequantize(), **kwargs)
-    return out if tensor._params.transposed else tensor.requantize_from_float(out)
-
-
-@register_layout_op(aten.add_.Tensor, ScaledLayout)
-def _add_(qt: Any, args: Any, kwargs: Any) -> Any:
-    target, other = args[0], args[1]
-    if not isinstance(target, QuantizedTensor):
-        return target.add_(dequantize_args(other), **kwargs)
-    total = torch.add(target.dequantize(), dequantize_args(other), **kwargs)
-    if target._params.transposed:
-        total = total.t()
-    fresh = target.requantize_from_float(total.contiguous())
-    target._qdata.copy_(fresh._qdata)
-    target._params.scale.copy_(fresh._params.scale)
-    return target

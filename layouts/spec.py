@@ -22,6 +22,7 @@ class Spec:
         convrot: ConvRot group size, or None for no rotation.
         full_precision_matrix_mult: the runtime decodes the weight and multiplies in its own dtype.
         variant: which of the format's variants, where it has some, else None.
+        form: how the file says it, where there are several ways, else None; the values are alike.
     """
 
     format: str
@@ -30,6 +31,7 @@ class Spec:
     convrot: int | None = None
     full_precision_matrix_mult: bool = False
     variant: str | None = None
+    form: str | None = None
 
     def describe(self) -> str:
         """One short line: ``int8_tensorwise row convrot 256``."""
@@ -42,6 +44,8 @@ class Spec:
             parts.append(f"block {self.group_size}")
         if self.convrot:
             parts.append(f"convrot {self.convrot}")
+        if self.form:
+            parts.append(f"in {self.form} form")
         if self.full_precision_matrix_mult:
             parts.append("full-precision matmul")
         return " ".join(parts)
@@ -55,7 +59,7 @@ class Fit(NamedTuple):
 
 
 class Encoded(NamedTuple):
-    """A matrix as codes ``[Mp, Np]`` (one element a weight, padded), scales, and what codes mean."""
+    """A matrix as codes ``[Mp, Np]`` (one element a weight, padded), scales and the codes' grid."""
 
     codes: Tensor
     scales: Scales

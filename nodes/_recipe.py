@@ -60,6 +60,16 @@ def _options(fmt: Format) -> list[io.Input]:
                 "rounds activations to 8 bits. More are more exact.",
             )
         )
+    if fmt.forms:
+        inputs.append(
+            io.Combo.Input(
+                "form",
+                options=list(fmt.forms),
+                default=fmt.forms[0],
+                advanced=True,
+                tooltip="How the file says it: which other tools read it. The values are the same.",
+            )
+        )
     if fmt.rotates:
         sizes = [str(g) for g in reversed(GROUP_SIZES)]
         inputs.append(
@@ -226,6 +236,7 @@ def make_recipe(
         convrot=int(convrot) if convrot not in (None, "auto") else convrot,
         group_size=int(group_size) if group_size else None,
         variant=format.get("variant"),
+        form=format.get("form"),
         preset=None if preset == "none" else preset,
         scale_search=_SWITCH.get(scale_search),
         full_precision_matrix_mult=_SWITCH.get(full_precision_matmul),

@@ -53,7 +53,7 @@ def test_the_search_finds_each_flat_blocks_best(shape: tuple[int, int]) -> None:
     w, geometry = weights(*shape), Geometry.in_order(40, ABSMAX_SCALES)
     importance = torch.linspace(0.1, 3, shape[1])
     start = geometry.scales(w, E2M1)
-    codes, scales = scale_search(w.clone(), E2M1, geometry, importance=importance)
+    _, scales = scale_search(w.clone(), E2M1, geometry, importance=importance)
     one_a_block(scales, shape, geometry)
 
     def losses(tried: Scales) -> Tensor:
