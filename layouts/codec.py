@@ -18,7 +18,7 @@ def encode(
     generator: torch.Generator | None = None,
     inplace: bool = False,
 ) -> Tensor:
-    """Round ``w`` to the nearest codes under ``scales``.
+    """Round ``w`` to the codes whose values are nearest under ``scales``.
 
     Args:
         w: float32 ``[M, N]``, padded to whole blocks.
@@ -33,6 +33,8 @@ def encode(
     m, n = w.shape
     if m == 0 or n == 0:
         return torch.zeros(m, n, dtype=grid.dtype, device=w.device)
+    if scales.between is not None:
+        return grid.round(_nearest_between(w, grid, scales, generator)[0])
     scale = scales.effective
     scaled = block_view(w if inplace else w.clone(), m // scale.shape[0], n // scale.shape[1])
     factor = torch.where(scale == 0, torch.inf, scale)
@@ -49,9 +51,56 @@ def decode(codes: Tensor, grid: Grid, scales: Scales) -> Tensor:
     m, n = codes.shape
     if m == 0 or n == 0:
         return torch.zeros(m, n, dtype=torch.float32, device=codes.device)
-    scale = scales.effective
-    values = block_view(grid.decode(codes), m // scale.shape[0], n // scale.shape[1])
-    return (values * expand_scale(scale)).view(m, n)
+    return combine(grid.decode(codes), scales)
+
+
+def combine(values: Tensor, scales: Scales) -> Tensor:
+    """What grid values ``[M, N]`` stand for under ``scales``, float32 ``[M, N]``."""
+    m, n = values.shape
+    block = scales.block if scales.between is not None else scales.effective
+    blocks = block_view(values, m // block.shape[0], n // block.shape[1])
+    scaled = blocks * expand_scale(block)
+    if scales.between is not None:
+        assert scales.tensor is not None
+        scaled = scales.between.nearest_values(scaled).mul_(_outer(scales.tensor))
+    return scaled.view(m, n)
+
+
+def nearest_values(w: Tensor, grid: Grid, scales: Scales) -> Tensor:
+    """What ``w [M, N]`` decodes to once it is encoded where scales round between their levels."""
+    return _nearest_between(w, grid, scales, None)[1]
+
+
+def _outer(tensor: Tensor) -> Tensor:
+    """An outer scale ``[]`` or ``[Mb, 1]`` that broadcasts against a block view."""
+    return tensor if tensor.ndim == 0 else expand_scale(tensor)
+
+
+def _nearest_between(
+    w: Tensor, grid: Grid, scales: Scales, generator: torch.Generator | None
+) -> tuple[Tensor, Tensor]:
+    """Grid values whose decoded values are nearest to ``w``, and those; both ``[M, N]``.
+
+    Rounding is monotone, so one of the grid's two values beside the exact one is nearest. Which one
+    depends on what they are rounded to.
+    """
+    m, n = w.shape
+    assert scales.between is not None
+    assert scales.tensor is not None
+    block, outer = expand_scale(scales.block), _outer(scales.tensor)
+    target = block_view(w, m // scales.block.shape[0], n // scales.block.shape[1]) / torch.where(
+        outer == 0, torch.inf, outer
+    )
+    low, high = grid.neighbours(target / torch.where(block == 0, torch.inf, block))
+    below = scales.between.nearest_values(low * block)
+    above = scales.between.nearest_values(high * block)
+    if generator is None:
+        up = (above - target).abs_() < (target - below).abs_()
+    else:
+        noise = torch.rand(target.shape, generator=generator, device=w.device)
+        up = (target - below) > noise.mul_(above - below)
+    values = torch.where(up, high, low).view(m, n)
+    return values, torch.where(up, above, below).mul_(outer).view(m, n)
 
 
 def pad(w: Tensor, rows: int, cols: int) -> Tensor:

@@ -8,34 +8,61 @@ how large the blocks are. Rounding methods need nothing else.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..kernels import blockwise_absmax
-from .grids import Grid
+from .grids import INT8, Grid
 
 E8M0_BIAS = 127
 _E4M3_MAX = 448.0
 
 
 class Scales(NamedTuple):
-    """Scales of a matrix.
+    """Scales of a matrix, and how they combine.
+
+    A code stands for its grid value times ``block``, rounded to ``between`` where there is such a
+    grid, times ``tensor``.
 
     Attributes:
         block: float32 ``[Mb, Nb]``, one a block, already rounded to what the format stores.
-        tensor: float32 ``[]``, a factor common to all blocks, or None.
+        tensor: float32, a factor common to all blocks, ``[]``, or to a row of them, ``[Mb, 1]``;
+            or None.
+        between: the grid that values are rounded to between the two levels, or None.
     """
 
     block: Tensor
     tensor: Tensor | None = None
+    between: Grid | None = None
 
     @property
     def effective(self) -> Tensor:
         """What a code is multiplied with: float32 ``[Mb, Nb]``."""
         return self.block if self.tensor is None else self.tensor * self.block
+
+    def rows(self, part: slice) -> Scales:
+        """The scales of some rows of blocks."""
+        tensor = self.tensor
+        if tensor is not None and tensor.ndim == 2:
+            tensor = tensor[part]
+        return Scales(self.block[part], tensor, self.between)
+
+    def to(self, device: torch.device | str) -> Scales:
+        """The same on another device."""
+        tensor = None if self.tensor is None else self.tensor.to(device)
+        return Scales(self.block.to(device), tensor, self.between)
+
+    @staticmethod
+    def join(parts: Sequence[Scales]) -> Scales:
+        """Scales of rows of blocks that follow each other, as one."""
+        tensor = parts[0].tensor
+        if tensor is not None and tensor.ndim == 2:
+            tensor = torch.cat([part.tensor for part in parts if part.tensor is not None])
+        return Scales(torch.cat([part.block for part in parts]), tensor, parts[0].between)
 
 
 @dataclass(frozen=True)
@@ -43,6 +70,8 @@ class ScaleRule:
     """Free float32 scales, never below ``floor`` so that all-zero blocks divide safely."""
 
     floor: float = 1e-30
+    needs_peak: ClassVar[bool] = False
+    """Whether scales follow from the largest magnitude of the whole matrix too."""
 
     def from_absmax(self, absmax: Tensor, grid: Grid, tensor_absmax: Tensor | None) -> Scales:
         """Scales that map each block's largest magnitude to the grid's maximum."""
@@ -77,24 +106,43 @@ class PowerOfTwoRule(ScaleRule):
 class TwoLevelRule(ScaleRule):
     """E4M3 block scales under one float32 scale a tensor (NVFP4)."""
 
+    needs_peak: ClassVar[bool] = True
+
     def from_absmax(self, absmax: Tensor, grid: Grid, tensor_absmax: Tensor | None) -> Scales:
         peak = absmax.amax() if tensor_absmax is None else tensor_absmax
         tensor = (peak / (_E4M3_MAX * grid.max)).clamp(min=self.floor)
-        return Scales(self._e4m3(absmax / grid.max / tensor), tensor)
+        return Scales(_e4m3(absmax / grid.max / tensor), tensor)
 
     def snap(self, effective: Tensor, tensor: Tensor | None) -> Scales:
         assert tensor is not None
-        return Scales(self._e4m3(effective / tensor), tensor)
+        return Scales(_e4m3(effective / tensor), tensor)
 
-    @staticmethod
-    def _e4m3(x: Tensor) -> Tensor:
-        return x.clamp_(max=_E4M3_MAX).to(torch.float8_e4m3fn).to(torch.float32)
+
+@dataclass(frozen=True)
+class RowLevelsRule(ScaleRule):
+    """E4M3 block scales under one float32 scale a row, values rounded to INT8 between the two.
+
+    The rows' scales map a row's largest magnitude to INT8's maximum, so the product runs on INT8.
+    """
+
+    def from_absmax(self, absmax: Tensor, grid: Grid, tensor_absmax: Tensor | None) -> Scales:
+        row = (absmax.amax(dim=1, keepdim=True) / INT8.max).clamp_(min=self.floor)
+        return Scales(_e4m3(absmax / grid.max / row), row, INT8)
+
+    def snap(self, effective: Tensor, tensor: Tensor | None) -> Scales:
+        assert tensor is not None
+        return Scales(_e4m3(effective / tensor), tensor, INT8)
+
+
+def _e4m3(x: Tensor) -> Tensor:
+    return x.clamp_(max=_E4M3_MAX).to(torch.float8_e4m3fn).to(torch.float32)
 
 
 FLOAT_SCALES = ScaleRule()
 ABSMAX_SCALES = ScaleRule(floor=0.0)  # all-zero blocks have scale 0, which encoding heeds
 POWERS_OF_TWO = PowerOfTwoRule()
 TWO_LEVELS = TwoLevelRule()
+ROW_LEVELS = RowLevelsRule()
 
 
 @dataclass(frozen=True)
@@ -120,7 +168,7 @@ class Geometry:
     @property
     def needs_tensor_absmax(self) -> bool:
         """Whether rows can be encoded only once the whole matrix has been seen."""
-        return self.rows is None or isinstance(self.rule, TwoLevelRule)
+        return self.rows is None or self.rule.needs_peak
 
     @property
     def row_step(self) -> int:

@@ -44,6 +44,15 @@ class Grid:
         """Return the float32 value of each code."""
         return codes.to(torch.float32)
 
+    def nearest_values(self, x: Tensor) -> Tensor:
+        """The values nearest to ``x`` (float32, scaled; may be overwritten): decode ∘ round."""
+        return self.decode(self.round(x))
+
+    def neighbours(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The values on either side of ``x`` (float32, scaled), low and high; at the ends one value
+        twice."""
+        return _neighbours(_ordered(self, str(x.device)), x)
+
     def round_stochastic(self, x: Tensor, generator: torch.Generator) -> Tensor:
         """Round each element up or down at random, so that its expectation is kept."""
         step: Tensor | float = 1.0
@@ -70,6 +79,14 @@ class IntGrid(Grid):
 
     def round(self, x: Tensor) -> Tensor:
         return x.round_().clamp_(-self.max, self.max).to(self.dtype)
+
+    def nearest_values(self, x: Tensor) -> Tensor:
+        return x.round_().clamp_(-self.max, self.max)
+
+    def neighbours(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        low = x.floor()
+        high = (low + 1).clamp_(-self.max, self.max)
+        return low.clamp_(-self.max, self.max), high
 
 
 _E2M1_VALUES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
@@ -142,6 +159,9 @@ class CodebookGrid(Grid):
         tables = self.tables(x.device)
         return tables.ordered[torch.bucketize(x, tables.bounds)]
 
+    def neighbours(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return _neighbours(self.tables(x.device).ordered, x)
+
     def round_stochastic(self, x: Tensor, generator: torch.Generator) -> Tensor:
         tables = self.tables(x.device)
         noise = torch.rand(x.shape, generator=generator, device=x.device)
@@ -179,8 +199,26 @@ def _codebook(values: tuple[float, ...], device: str) -> Codebook:
         return Codebook(table, ordered, order.to(torch.uint8), midpoints)
 
 
+@lru_cache(maxsize=16)
+def _ordered(grid: Grid, device: str) -> Tensor:
+    """Every value of a grid of at most 256 codes, ascending, float32."""
+    with torch.inference_mode(False):
+        codes = torch.arange(256, dtype=torch.uint8, device=device)
+        if grid.dtype == torch.uint8:
+            codes = codes[:16]  # four bits
+        values = grid.decode(codes.view(grid.dtype))
+        return torch.unique(values[values.abs() <= grid.max])
+
+
+def _neighbours(ordered: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+    above = torch.bucketize(x, ordered, right=True)
+    last = len(ordered) - 1
+    return ordered[(above - 1).clamp_(0, last)], ordered[above.clamp_(max=last)]
+
+
 E4M3 = Float8Grid("e4m3", torch.float8_e4m3fn, 448.0, mantissa_bits=3, min_exponent=-6)
 E5M2 = Float8Grid("e5m2", torch.float8_e5m2, 57344.0, mantissa_bits=2, min_exponent=-14)
 INT8 = IntGrid("int8", torch.int8, 127.0)
 INT4 = IntGrid("int4", torch.int8, 7.0)
+INT6 = IntGrid("int6", torch.int8, 31.0)
 E2M1 = E2M1Grid("e2m1", torch.uint8, 6.0, mantissa_bits=1, min_exponent=0)

@@ -261,7 +261,7 @@ def _improved(layer: _Layer, swept: _Swept) -> list[Candidate]:
 
     if layer.refits and passes:
         candidates.append(descent(passes - 1))
-        scales = refit(w, h, errors, layer.geometry, scales, layer.poll)
+        scales = refit(w, h, errors, layer.grid, layer.geometry, scales, layer.poll)
         passes = 1
     candidates.append(descent(passes))
     return candidates

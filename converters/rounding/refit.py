@@ -10,12 +10,20 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ...layouts.codec import decode, encode
 from ...layouts.geometries import Geometry, Scales
+from ...layouts.grids import Grid
 from .problem import Poll
 
 
 def refit(
-    w: Tensor, h: Tensor, errors: Tensor, geometry: Geometry, scales: Scales, poll: Poll | None
+    w: Tensor,
+    h: Tensor,
+    errors: Tensor,
+    grid: Grid,
+    geometry: Geometry,
+    scales: Scales,
+    poll: Poll | None,
 ) -> Scales:
     """Refit each block's scale in turn.
 
@@ -23,6 +31,7 @@ def refit(
         w: float32 ``[N, M]``, transposed weights.
         h: float32 ``[N, N]``, the damped second moment.
         errors: float32 ``[N, M]``, ``w`` less its values under ``scales``; updated.
+        grid: what the values are of.
         geometry: which weights share a scale.
         scales: the scales so far.
         poll: called many times a second.
@@ -45,13 +54,29 @@ def refit(
         pull = _sums(torch.mm(h[mine], errors).mul_(values), mb)
         curve = _sums(torch.mm(h[mine, mine], values).mul_(values), mb)
         wish = old + torch.where(curve > 0, pull / curve, 0.0)
-        block = geometry.rule.snap(wish.clamp(old / 2, old * 2), scales.tensor).block
-        change = Scales(block, scales.tensor).effective - old
-        better = (change * (change * curve - 2 * pull) < 0) & (old > 0) & (block > 0)
-        blocks.append(torch.where(better, block, scales.block[:, g : g + 1]))
+        before = scales._replace(block=scales.block[:, g : g + 1])
+        after = geometry.rule.snap(wish.clamp(old / 2, old * 2), scales.tensor)
+        block = after.block
+        if scales.between is None:
+            change = after.effective - old
+            gain = change * (2 * pull - change * curve)
+            moved = values
+        else:  # values do not follow their scale in proportion
+            change = torch.ones_like(old)
+            moved = _moved(w[mine] - errors[mine], grid, before, after)
+            gained = 2 * torch.mm(h[mine], errors) - torch.mm(h[mine, mine], moved)
+            gain = _sums(gained.mul_(moved), mb)
+        better = (gain > 0) & (old > 0) & (block > 0)
+        blocks.append(torch.where(better, block, before.block))
         change = torch.where(better, change, 0.0)
-        errors[mine] -= values.mul_(change.repeat_interleave(rows, 0).t())
-    return Scales(torch.cat(blocks, dim=1), scales.tensor)
+        errors[mine] -= moved.mul_(change.repeat_interleave(rows, 0).t())
+    return scales._replace(block=torch.cat(blocks, dim=1))
+
+
+def _moved(values: Tensor, grid: Grid, before: Scales, after: Scales) -> Tensor:
+    """By how much values ``[cols, M]`` under ``before`` change under ``after``, codes kept."""
+    codes = encode(values.t().contiguous(), grid, before)
+    return (decode(codes, grid, after) - decode(codes, grid, before)).t().contiguous()
 
 
 def _sums(x: Tensor, blocks: int) -> Tensor:

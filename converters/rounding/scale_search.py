@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ...kernels import block_view, expand_scale
-from ...layouts.codec import encode
+from ...layouts.codec import encode, nearest_values
 from ...layouts.geometries import Geometry, ScaleRule, Scales
 from ...layouts.grids import Grid
 from .problem import Poll
@@ -73,26 +73,26 @@ def best_scales(
     for first in range(0, m, step):
         part = w[first : first + step]
         covered = slice(first // rows, max(-(-(first + part.shape[0]) // rows), 1))
-        tried = _candidates(start, covered, geometry, wished)
-        lost = _block_errors(part, grid, tried, start.tensor, importance, poll)
+        mine = start.rows(covered)
+        tried = _candidates(mine, geometry, wished)
+        lost = _block_errors(part, grid, mine, tried, importance, poll)
         lost = geometry.over_runs(lost, n, "sum")
         if mb > 1:
             found.append(_least(tried, lost))
         else:  # one block of rows, in several parts
             errors = lost if errors is None else errors + lost
     if errors is not None:
-        found.append(_least(_candidates(start, slice(0, 1), geometry, wished), errors))
-    return Scales(torch.cat(found) if found else start.block, start.tensor)
+        found.append(_least(_candidates(start, geometry, wished), errors))
+    return start._replace(block=torch.cat(found)) if found else start
 
 
 def _candidates(
-    start: Scales, covered: slice, geometry: Geometry, multiples: tuple[float, ...]
+    start: Scales, geometry: Geometry, multiples: tuple[float, ...]
 ) -> list[Tensor]:
     """Different storable scales ``[mb, Nb]`` to try, the absmax scale first."""
-    mine = Scales(start.block[covered], start.tensor)
-    tried = [mine.block]
+    tried = [start.block]
     for multiple in multiples[1:]:
-        block = geometry.rule.snap(mine.effective * multiple, start.tensor).block
+        block = geometry.rule.snap(start.effective * multiple, start.tensor).block
         if type(geometry.rule) is ScaleRule or not torch.equal(block, tried[-1]):
             tried.append(block)
     return tried
@@ -106,8 +106,8 @@ def _least(tried: list[Tensor], errors: Tensor) -> Tensor:
 def _block_errors(
     w: Tensor,
     grid: Grid,
+    start: Scales,
     tried: list[Tensor],
-    tensor: Tensor | None,
     importance: Tensor | None,
     poll: Poll | None,
 ) -> Tensor:
@@ -121,9 +121,14 @@ def _block_errors(
     for block in tried:
         if poll is not None:
             poll()
-        scale = expand_scale(Scales(block, tensor).effective)
-        values = round_((blocks * torch.where(scale == 0, 0.0, 1.0 / scale)).view(m, n))
-        lost = values.view(blocks.shape).mul_(scale).sub_(blocks).square_()
+        scales = start._replace(block=block)
+        if scales.between is not None:
+            values = nearest_values(w, grid, scales).view(blocks.shape)
+        else:
+            scale = expand_scale(scales.effective)
+            values = round_((blocks * torch.where(scale == 0, 0.0, 1.0 / scale)).view(m, n))
+            values = values.view(blocks.shape).mul_(scale)
+        lost = values.sub_(blocks).square_()
         if weight is not None:
             lost.mul_(weight)
         errors.append(lost.sum(dim=3).sum(dim=1))

@@ -47,7 +47,7 @@ def descend(layer: Layer, start: State, options: LearnedOptions, iterations: int
         layer.poll()
         torch.round(positions, out=rungs)
         values = layer.ladder.at(rungs)
-        torch.mul(values, scale, out=error).sub_(layer.w)
+        error = layer.decoded(values, scale, scales, out=error).sub_(layer.w)
         parts, gradient = layer.objective(error)
         loss = math.sqrt(max(float(parts.sum()), 0.0))
         best.see(rungs, scales, parts)
@@ -84,7 +84,7 @@ class Best:
         better = parts < self._parts
         if scales is not self._scales:
             block = torch.where(better, scales.block, self._scales.block)
-            self._scales = Scales(block, scales.tensor)
+            self._scales = scales._replace(block=block)
         torch.where(better, rungs, self._rungs, out=self._rungs)
         self._parts = torch.where(better, parts, self._parts)
 

@@ -32,7 +32,7 @@ def flip(layer: Layer, state: State, rounds: int) -> State:
     for _ in range(rounds):
         layer.poll()
         toward = (rungs - gradient.sign()).clamp_(low, high)
-        change = layer.ladder.at(toward).sub_(layer.ladder.at(rungs)).mul_(scale)
+        change = layer.moved(rungs, toward, scale, state.scales)
         gain = -change * (2 * gradient + curvature * change)
         gain = torch.where(living, gain, 0.0)
         most = gain.amax(dim=1, keepdim=True) if len(parts) > 1 else gain.amax().view(1, 1)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ....kernels import block_view, expand_scale
-from ....layouts.codec import encode
+from ....layouts.codec import combine, encode
 from ....layouts.geometries import Geometry, Scales
 from ....layouts.grids import Grid
 from ..problem import Poll
@@ -77,7 +77,26 @@ class Layer:
 
     def error(self, rungs: Tensor, scales: Scales) -> Tensor:
         """``Ŵ − W`` at these codes and scales, float32 ``[M, N]``."""
-        return self.ladder.at(rungs).mul_(self.spread(scales.effective)).sub_(self.w)
+        scale = self.spread(scales.effective)
+        return self.decoded(self.ladder.at(rungs), scale, scales).sub_(self.w)
+
+    def decoded(
+        self, values: Tensor, scale: Tensor, scales: Scales, out: Tensor | None = None
+    ) -> Tensor:
+        """What grid values ``[M, N]`` stand for, float32 ``[M, N]``, perhaps ``out``.
+
+        ``scale`` is ``scales.effective`` spread over the weights.
+        """
+        if scales.between is None:
+            return torch.mul(values, scale, out=out)
+        return combine(values, scales)
+
+    def moved(self, rungs: Tensor, toward: Tensor, scale: Tensor, scales: Scales) -> Tensor:
+        """By how much the decoded values change from ``rungs`` to ``toward``, ``[M, N]``."""
+        new, old = self.ladder.at(toward), self.ladder.at(rungs)
+        if scales.between is None:
+            return new.sub_(old).mul_(scale)
+        return combine(new, scales).sub_(combine(old, scales))
 
     def unit(self, scales: Scales) -> Tensor:
         """What a step of the ladder moves each weight by, ``[M, N]``; 0 in all-zero blocks."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ....layouts.geometries import TwoLevelRule
+from ....layouts.geometries import RowLevelsRule, TwoLevelRule
 from .ladder import Ladder
 from .options import LearnedOptions
 from .problem import Layer, State
@@ -87,7 +87,8 @@ def learns_scales(layer: Layer, options: LearnedOptions) -> bool:
     """Whether scales are learned before codes: as asked, else for 4-bit grids under free scales."""
     if options.learn_scales is not None:
         return options.learn_scales
-    return is_four_bit(layer.ladder) and not isinstance(layer.geometry.rule, TwoLevelRule)
+    rule = layer.geometry.rule
+    return is_four_bit(layer.ladder) and not isinstance(rule, (TwoLevelRule, RowLevelsRule))
 
 
 def is_four_bit(ladder: Ladder) -> bool:

@@ -27,6 +27,7 @@ from roundsmith.layouts.geometries import (
     PER_ROW,
     PER_TENSOR,
     POWERS_OF_TWO,
+    ROW_LEVELS,
     TWO_LEVELS,
     Geometry,
 )
@@ -47,6 +48,7 @@ GEOMETRIES = (
     Geometry(1, 16, POWERS_OF_TWO),
     Geometry(1, 16, TWO_LEVELS),
     Geometry.in_order(40, ABSMAX_SCALES),
+    Geometry(1, 16, ROW_LEVELS),
 )
 
 

@@ -17,7 +17,14 @@ from roundsmith.converters.rounding.scale_search import best_scales
 from roundsmith.converters.rounding.sweep import descend, sweep
 from roundsmith.errors import RoundsmithError
 from roundsmith.layouts.codec import decode, encode
-from roundsmith.layouts.geometries import PER_ROW, POWERS_OF_TWO, TWO_LEVELS, Geometry, Scales
+from roundsmith.layouts.geometries import (
+    PER_ROW,
+    POWERS_OF_TWO,
+    ROW_LEVELS,
+    TWO_LEVELS,
+    Geometry,
+    Scales,
+)
 from roundsmith.layouts.grids import E2M1, E4M3, E5M2, INT8, Grid
 
 from .test_calibrated import CODEBOOK, inputs, weights
@@ -149,7 +156,9 @@ def test_variants_keep_the_best_of_each_row() -> None:
     assert found[1].sum() < 0.99 * found[0].sum()
 
 
-@pytest.mark.parametrize("rule_of", ["rows", "blocks", "tensor", "powers", "two levels"])
+@pytest.mark.parametrize(
+    "rule_of", ["rows", "blocks", "tensor", "powers", "two levels", "row levels"]
+)
 def test_refitted_scales_lose_less(rule_of: str) -> None:
     geometry = {
         "rows": PER_ROW,
@@ -157,6 +166,7 @@ def test_refitted_scales_lose_less(rule_of: str) -> None:
         "tensor": Geometry(None, None),
         "powers": Geometry(1, 16, POWERS_OF_TWO),
         "two levels": Geometry(1, 16, TWO_LEVELS),
+        "row levels": Geometry(1, 16, ROW_LEVELS),
     }[rule_of]
     w, h = weights(8, 48), damped(moment(48), 0.01)
     w[:4, :16] = 0
@@ -164,7 +174,7 @@ def test_refitted_scales_lose_less(rule_of: str) -> None:
     codes = encode(w, E2M1, scales)
     errors = (w - decode(codes, E2M1, scales)).t().contiguous()
     before = loss(h, errors).sum()
-    found = refit(w.t().contiguous(), h, errors, geometry, scales, None)
+    found = refit(w.t().contiguous(), h, errors, E2M1, geometry, scales, None)
     snapped = geometry.rule.snap(found.effective, found.tensor)
     torch.testing.assert_close(snapped.block, found.block)
     exact = (w - decode(codes, E2M1, found)).t()
@@ -215,7 +225,7 @@ def test_a_scale_that_would_lose_more_once_rounded_is_not_taken() -> None:
     errors = (w - decode(codes, E4M3, Scales(torch.ones(1, 1)))).t().contiguous()
     kept = errors.clone()
     one = Scales(torch.ones(1, 1))
-    found = refit(w.t().contiguous(), torch.eye(16), errors, geometry, one, None)
+    found = refit(w.t().contiguous(), torch.eye(16), errors, E4M3, geometry, one, None)
     assert found.block.item() == 1
     assert torch.equal(errors, kept)
 
