@@ -109,13 +109,20 @@ class Checkpoint:
         self._fill(info, byte_view(out), start * row_bytes)
         return out
 
-    def read_bytes(self, name: str, start: int = 0, stop: int | None = None) -> bytearray:
-        """Read bytes ``start`` to ``stop`` (None: the end) of one tensor, opaque ones too."""
+    def read_bytes(
+        self, name: str, start: int = 0, stop: int | None = None, out: memoryview | None = None
+    ) -> bytearray | memoryview:
+        """Read bytes ``start`` to ``stop`` (None: the end) of one tensor, opaque ones too.
+
+        ``out``: writable memory of just as many bytes, filled and returned; nothing is allocated.
+        """
         info = self._info(name)
         stop = info.nbytes if stop is None else stop
         if not 0 <= start <= stop <= info.nbytes:
             raise ValueError(f"tensor {name!r} has {info.nbytes} bytes, not {start} to {stop}")
-        buffer = bytearray(stop - start)
+        if out is not None and len(out) != stop - start:
+            raise ValueError(f"tensor {name!r}: out has {len(out)} bytes, not {stop - start}")
+        buffer = bytearray(stop - start) if out is None else out
         self._fill(info, memoryview(buffer), start)
         return buffer
 

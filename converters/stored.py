@@ -6,6 +6,7 @@ scales.
   ``L.scale_weight`` / ``L.scale_input``. A layer is FP8 only if its weight's dtype is; other layers
   may carry dummy scales, which are dropped.
 - 8-bit weights with a ``weight_scale`` and no JSON: the shapes decide.
+- layers as other libraries keep them, which formats know by the names of their tensors.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import torch
 
 from ..checkpoints import read_layers
 from ..errors import FormatError
-from ..layouts import Format, identify
+from ..layouts import Format, formats, identify
 from .source import Source
 
 _LEGACY = {"scale_weight": "weight_scale", "scale_input": "input_scale"}
@@ -55,22 +56,59 @@ class StoredLayers:
     notes: list[str] = field(default_factory=list)
 
 
-def stored_layers(source: Source) -> StoredLayers:
+def stored_layers(source: Source, problems: dict[str, str] | None = None) -> StoredLayers:
     """Find the quantized layers of ``source``.
 
-    Raises :class:`FormatError` naming a layer it cannot read.
+    Args:
+        source: the tensors.
+        problems: where given, takes why a layer cannot be read, by layer; such layers count as
+            plain tensors then.
+
+    Raises:
+        FormatError: naming a layer it cannot read, without ``problems``.
     """
     described = read_layers(source)
     found = StoredLayers(notes=list(described.notes))
     found.bookkeeping.update(n for n in source.tensors if n.endswith(".comfy_quant"))
-    parts = _parts_by_layer(source)
-    for layer, conf in described.layers.items():
-        _add(found, source, layer, conf, parts[layer])
-    _find_legacy(found, source, parts)
+    parts = parts_by_layer(source)
+    foreign = _foreign(source)
+    for layer in {**foreign, **described.layers}:
+        try:
+            if layer in foreign:
+                fmt, names = foreign[layer]
+                conf = fmt.foreign_conf(names, source.read)
+                _keep(found, source, layer, StoredLayer(conf, fmt, names))
+            else:
+                _add(found, source, layer, described.layers[layer], parts[layer])
+        except FormatError as error:
+            if problems is None:
+                raise
+            problems[layer] = str(error)
+    _find_legacy(found, source, parts, problems)
     return found
 
 
-def _parts_by_layer(source: Source) -> dict[str, dict[str, str]]:
+def _foreign(source: Source) -> dict[str, tuple[Format, dict[str, str]]]:
+    """Layers that a format knows as another library's: the format, and its parts by suffix."""
+    found = {}
+    for fmt in formats().values():
+        for layer, parts in fmt.foreign(source.tensors).items():
+            found[layer] = fmt, parts
+    return found
+
+
+def _keep(found: StoredLayers, source: Source, layer: str, stored: StoredLayer) -> None:
+    """Note a layer. Raises :class:`FormatError` where its tensors and its JSON disagree."""
+    try:
+        stored.format.normalise(empty_parts(source, stored.parts), stored.conf)
+    except FormatError as error:
+        raise FormatError(f"layer {layer!r}: {error}") from error
+    found.layers[layer] = stored
+    found.bookkeeping.update(name for suffix, name in stored.parts.items() if suffix != "weight")
+
+
+def parts_by_layer(source: Source) -> dict[str, dict[str, str]]:
+    """Names of what a layer may consist of, by suffix, for every name before a suffix."""
     parts: dict[str, dict[str, str]] = {}
     for name in source.tensors:
         layer, _, suffix = name.rpartition(".")
@@ -85,10 +123,6 @@ def _add(
     shapes = {suffix: tuple(source.tensors[name].shape) for suffix, name in parts.items()}
     dtype = source.tensors[parts["weight"]].dtype
     fmt = identify(conf, shapes, dtype, layer)
-    try:
-        fmt.normalise(empty_parts(source, parts), conf)
-    except FormatError as error:
-        raise FormatError(f"layer {layer!r}: {error}") from error
     if fmt.id != conf["format"]:
         if conf["format"] not in fmt.aliases:
             found.notes.append(f"{layer}: labelled {conf['format']}, its tensors are {fmt.id}")
@@ -97,11 +131,15 @@ def _add(
         group = fmt.group_size_of(shapes)
         if group is not None:
             conf["group_size"] = group
-    found.layers[layer] = StoredLayer(conf, fmt, parts)
-    found.bookkeeping.update(name for suffix, name in parts.items() if suffix != "weight")
+    _keep(found, source, layer, StoredLayer(conf, fmt, parts))
 
 
-def _find_legacy(found: StoredLayers, source: Source, parts: Mapping[str, dict[str, str]]) -> None:
+def _find_legacy(
+    found: StoredLayers,
+    source: Source,
+    parts: Mapping[str, dict[str, str]],
+    problems: dict[str, str] | None,
+) -> None:
     markers = {
         name.removesuffix(_MARKER): _elements(source, name)
         for name in source.tensors
@@ -111,7 +149,8 @@ def _find_legacy(found: StoredLayers, source: Source, parts: Mapping[str, dict[s
     dummies = []
     for layer, suffixes in parts.items():
         renamed = {_LEGACY.get(suffix, suffix): name for suffix, name in suffixes.items()}
-        if layer in found.layers or "weight_scale" not in renamed or "weight" not in renamed:
+        known = layer in found.layers or layer in (problems or ())
+        if known or "weight_scale" not in renamed or "weight" not in renamed:
             continue
         name = _NAMES.get(source.tensors[renamed["weight"]].dtype)
         if name is None:
@@ -119,7 +158,12 @@ def _find_legacy(found: StoredLayers, source: Source, parts: Mapping[str, dict[s
             found.bookkeeping.update(suffixes[s] for s in _LEGACY if s in suffixes)
             continue
         full = any(n == 2 for prefix, n in markers.items() if layer.startswith(prefix))
-        _add_guessed(found, source, layer, name, renamed, full)
+        try:
+            _add_guessed(found, source, layer, name, renamed, full)
+        except FormatError as error:
+            if problems is None:
+                raise
+            problems[layer] = str(error)
     if dummies:
         found.notes.append(
             f"{len(dummies)} high-precision layers carry scales that nothing uses (for example "

@@ -1,0 +1,313 @@
+"""A checkpoint with small tensors, names and metadata changed; all else is copied as bytes."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...checkpoints import (
+    Checkpoint,
+    CheckpointWriter,
+    Entry,
+    checkpoint_size,
+    decode_conf,
+    encode_conf,
+    layers_metadata,
+)
+from ...checkpoints.quantization import HEADER_KEY, TENSOR_SUFFIX
+from ...checkpoints.tensors import DTYPE_NAMES, DTYPES
+from ...errors import Cancelled, CheckpointError
+from ..report import Progress
+from .changes import Change
+
+_CHUNK = 8 << 20  # bytes copied at once
+
+ProgressCallback = Callable[[Progress], None]
+CancelCallback = Callable[[], bool]
+
+
+class Patch:
+    """What becomes of a checkpoint: collected first, shown by :meth:`changes`, then written.
+
+    What is put, viewed or renamed to what it is already is no change, so a patch of a patched file
+    is empty.
+
+    Attributes:
+        source: the checkpoint; its weights are never read, only copied.
+        metadata: of the result.
+    """
+
+    def __init__(self, source: Checkpoint) -> None:
+        self.source = source
+        self.metadata: dict[str, str] = dict(source.metadata)
+        self._values: dict[str, Tensor] = {}  # by the result's name
+        self._entries: dict[str, Entry] = {}  # of the source's bytes, by the source's name
+        self._names: dict[str, str] = {}  # source's name: result's
+        self._dropped: set[str] = set()
+        self._files = {info.file: _identity(info.file) for info in source.tensors.values()}
+
+    # ---- collecting --------------------------------------------------------------------------
+
+    def put(self, name: str, tensor: Tensor) -> None:
+        """Add a tensor, or replace the one of that name."""
+        self._dropped.discard(name)
+        info = self.source.tensors.get(name)
+        if info is not None and info.dtype == tensor.dtype and info.shape == tuple(tensor.shape):
+            stored = self.source.read(name)
+            if torch.equal(_as_bytes(stored), _as_bytes(tensor)):
+                self._values.pop(name, None)
+                return
+        self._values[name] = tensor
+
+    def view(self, name: str, dtype: torch.dtype, shape: tuple[int, ...]) -> None:
+        """Say the same bytes in another dtype of the same size, or another shape."""
+        info = self.source.tensors[name]
+        if (dtype, shape) != (info.dtype, info.shape):
+            self._entries[name] = (dtype, shape)
+
+    def rename(self, name: str, new: str) -> None:
+        """Call the source's tensor ``name`` something else. Raises CheckpointError if it is taken.
+        """
+        if new == name:
+            return
+        if new in self.source.tensors and new not in self._dropped:
+            raise CheckpointError(
+                f"{self.source.path} holds both {name!r} and {new!r}: remove one of them"
+            )
+        self._names[name] = new
+
+    def drop(self, name: str) -> None:
+        """Leave a tensor of the source out."""
+        self._values.pop(name, None)
+        self._dropped.add(name)
+
+    def describe(
+        self, layers: Mapping[str, Mapping[str, Any]], *, tensors: bool = True, header: bool = True
+    ) -> None:
+        """Write the JSON of layers into their ``comfy_quant`` tensors and the header, equal.
+
+        Layers of the header that are not given stay as they are.
+        """
+        for layer, conf in layers.items() if tensors else ():
+            name = layer + TENSOR_SUFFIX
+            if name not in self.source.tensors or self._conf(name) != dict(conf):
+                self._values[name] = encode_conf(conf)
+            else:
+                self._dropped.discard(name)
+        if header:
+            listed = self._header()
+            together = {**listed, **{layer: dict(conf) for layer, conf in layers.items()}}
+            if together != listed:
+                self.metadata[HEADER_KEY] = layers_metadata(together)
+
+    def undescribe(self, layers: Iterable[str]) -> None:
+        """Take layers out of the header, and their ``comfy_quant`` tensors out of the file."""
+        listed, gone = self._header(), set(layers)
+        kept = {name: conf for name, conf in listed.items() if name not in gone}
+        if kept != listed:
+            self.metadata[HEADER_KEY] = layers_metadata(kept)
+            if not kept:
+                del self.metadata[HEADER_KEY]
+        for layer in gone:
+            if layer + TENSOR_SUFFIX in self.source.tensors:
+                self.drop(layer + TENSOR_SUFFIX)
+
+    def _header(self) -> dict[str, Any]:
+        layers = json.loads(self.metadata.get(HEADER_KEY, "{}")).get("layers", {})
+        return dict(layers)
+
+    def _conf(self, name: str) -> dict[str, Any]:
+        return decode_conf(self.source.read(name))
+
+    # ---- showing -----------------------------------------------------------------------------
+
+    @property
+    def entries(self) -> dict[str, Entry]:
+        """The result's tensors: the source's in their order, then new ones."""
+        found: dict[str, Entry] = {}
+        for name, info in self.source.tensors.items():
+            if name not in self._dropped:
+                found[self._names.get(name, name)] = self._entries.get(name, info.entry)
+        found.update({n: (t.dtype, tuple(t.shape)) for n, t in self._values.items()})
+        return found
+
+    @property
+    def size(self) -> int:
+        """Bytes of the result's file."""
+        return checkpoint_size(self.entries, self.metadata)
+
+    @property
+    def copied(self) -> list[str]:
+        """Names in the source of the tensors whose bytes are copied."""
+        return [
+            name
+            for name in self.source.tensors
+            if name not in self._dropped and self._names.get(name, name) not in self._values
+        ]
+
+    def changes(self) -> tuple[Change, ...]:
+        """What is other in the result, in the source's order of tensors, metadata last."""
+        found: list[Change] = []
+        tensors = self.source.tensors
+        old_names = set(self._names.values()).union(tensors)
+        for name in (*tensors, *(n for n in self._values if n not in old_names)):
+            if name.endswith(TENSOR_SUFFIX):
+                continue
+            before = self._shown(name) if name in tensors else None
+            new = self._names.get(name, name)
+            if name in self._dropped:
+                found.append(Change(name, "tensor", before, None, "tensor"))
+            elif new in self._values:
+                what = "value" if before is not None else "tensor"
+                found.append(Change(name, what, before, _brief(self._values[new]), "tensor"))
+            elif name in self._entries:
+                dtype, shape = self._entries[name][:2]
+                after = f"{_dtype_name(dtype)} {list(shape)}"
+                found.append(Change(name, "shape", self._description(name), after, "tensor"))
+            if new != name:
+                found.append(Change(name, "name", name, new, "tensor"))
+        found += self._changes_of_layers()
+        for key in {**self.source.metadata, **self.metadata}:
+            one, other = self.source.metadata.get(key), self.metadata.get(key)
+            if one != other and key != HEADER_KEY:
+                found.append(Change(key, "metadata", one, other, "metadata"))
+        return tuple(found)
+
+    def _changes_of_layers(self) -> list[Change]:
+        old = json.loads(self.source.metadata.get(HEADER_KEY, "{}")).get("layers", {})
+        new = self._header()
+        names = [n.removesuffix(TENSOR_SUFFIX) for n in (*self.source.tensors, *self._values)
+                 if n.endswith(TENSOR_SUFFIX)]  # fmt: skip
+        found = []
+        for layer in dict.fromkeys((*names, *old, *new)):
+            key = layer + TENSOR_SUFFIX
+            before = self._conf(key) if key in self.source.tensors else {}
+            after = before
+            if key in self._values:
+                after = decode_conf(self._values[key])
+            elif key in self._dropped:
+                after = {}
+            in_tensor = _differences(before, after)
+            in_header = _differences(old.get(layer, {}), new.get(layer, {}))
+            both = "header and comfy_quant"
+            for what, values in in_tensor.items():
+                where = both if in_header.get(what) == values else "comfy_quant"
+                found.append(Change(layer, what, *values, where))
+            found += [Change(layer, what, *values, "header")
+                      for what, values in in_header.items()
+                      if in_tensor.get(what) != values]  # fmt: skip
+        return found
+
+    def _description(self, name: str) -> str:
+        info = self.source.tensors[name]
+        return f"{info.dtype_name} {list(info.shape)}"
+
+    def _shown(self, name: str) -> Any:
+        info = self.source.tensors[name]
+        readable = info.dtype is not None and info.dtype.is_floating_point
+        if readable and torch.Size(info.shape).numel() == 1:
+            return _brief(self.source.read(name))
+        return self._description(name)
+
+    # ---- writing -----------------------------------------------------------------------------
+
+    def write(
+        self,
+        dst: Path,
+        *,
+        overwrite: bool = False,
+        progress: ProgressCallback | None = None,
+        cancel: CancelCallback | None = None,
+    ) -> list[str]:
+        """Write the result to ``dst``, which may be the source itself; the source is closed.
+
+        Returns what to know of the source now. ``dst`` is complete, or as it was.
+
+        Raises:
+            CheckpointError: a file that cannot be read or written; a source that was changed.
+            Cancelled: ``cancel`` said so.
+        """
+        with CheckpointWriter(dst, self.entries, self.metadata, overwrite=overwrite) as writer:
+            for name, tensor in self._values.items():
+                writer.write(name, tensor)
+            self._copy(writer, progress, cancel)
+            self.source.close()  # a file in use cannot be replaced on Windows
+            return self._check_source()
+
+    def _copy(
+        self,
+        writer: CheckpointWriter,
+        progress: ProgressCallback | None,
+        cancel: CancelCallback | None,
+    ) -> None:
+        names = self.copied
+        sizes = {name: self.source.tensors[name].nbytes for name in names}
+        total, done = sum(sizes.values()), 0
+        buffer = memoryview(bytearray(min(_CHUNK, max(sizes.values(), default=0))))
+        for index, name in enumerate(names, 1):
+            for first in range(0, sizes[name], _CHUNK):
+                if cancel is not None and cancel():
+                    raise Cancelled("cancelled; nothing was written under the destination's name")
+                if progress is not None:
+                    progress(Progress(name, index, len(names), done + first, total))
+                piece = buffer[: min(_CHUNK, sizes[name] - first)]
+                self.source.read_bytes(name, first, first + len(piece), out=piece)
+                writer.write_bytes(self._names.get(name, name), first, piece)
+            done += sizes[name]
+
+    def _check_source(self) -> list[str]:
+        notes = []
+        for file, was in self._files.items():
+            now = _identity(file)
+            if now is None:
+                notes.append(f"{file} was removed meanwhile; the new file is complete")
+            elif now != was:
+                raise CheckpointError(
+                    f"{file} was changed by another program while it was being read; nothing was "
+                    "written: start again"
+                )
+        return notes
+
+
+def _identity(file: Path) -> tuple[int, int, int, int] | None:
+    """What changes where a file is replaced or written to; None where it is gone."""
+    try:
+        stat = os.stat(file)
+    except FileNotFoundError:
+        return None
+    return stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns
+
+
+def _differences(
+    before: Mapping[str, Any], after: Mapping[str, Any]
+) -> dict[str, tuple[Any, Any]]:
+    return {
+        key: (before.get(key), after.get(key))
+        for key in {**before, **after}
+        if key not in before or key not in after or before[key] != after[key]
+        or type(before[key]) is not type(after[key])
+    }  # fmt: skip
+
+
+def _as_bytes(tensor: Tensor) -> Tensor:
+    return tensor.detach().contiguous().reshape(-1).view(torch.uint8)
+
+
+def _dtype_name(dtype: torch.dtype | str) -> str:
+    return dtype if isinstance(dtype, str) else DTYPE_NAMES[dtype]
+
+
+def _brief(tensor: Tensor) -> Any:
+    """The value of a number, the dtype and shape of anything larger."""
+    shape = list(tensor.shape)
+    name = _dtype_name(tensor.dtype)
+    if tensor.numel() == 1 and tensor.is_floating_point() and DTYPES[name].itemsize > 1:
+        value = f"{float(tensor):.6g}"
+        return value if not shape else f"{value} {shape}"
+    return f"{name} {shape}"
