@@ -286,19 +286,16 @@ class Format:
         """Whether stored tensors of these shapes are of this format."""
         raise NotImplementedError
 
-    def foreign(
-        self, names: Collection[str], read: Callable[[str], Tensor]
-    ) -> dict[str, tuple[dict[str, Any], dict[str, str]]]:
-        """Layers of this format that a file holds as other tools write them, without JSON.
-
-        Args:
-            names: of the file's tensors.
-            read: reads one.
-
-        Returns:
-            For each layer, the JSON it should have, and the names of its parts by suffix.
-        """
+    def foreign(self, names: Collection[str]) -> dict[str, dict[str, str]]:
+        """Layers of this format among a file's tensors as another library keeps them, without JSON:
+        for each, the names of its parts by suffix."""
         return {}
+
+    def foreign_conf(
+        self, parts: Mapping[str, str], read: Callable[[str], Tensor]
+    ) -> dict[str, Any]:
+        """The JSON a :meth:`foreign` layer should have; ``read`` reads a tensor by its name."""
+        return {"format": self.id}
 
     def group_size_of(self, shapes: Mapping[str, tuple[int, ...]]) -> int | None:
         """The block size that stored shapes tell, where the format has one."""

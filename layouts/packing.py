@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .geometries import E8M0_BIAS
+from .geometries import E8M0_BIAS, Geometry
 
 
 def pack_high_first(codes: Tensor) -> Tensor:
@@ -31,6 +31,34 @@ def unpack_low_first(packed: Tensor) -> Tensor:
     """Inverse of :func:`pack_low_first`: uint8 0..15, ``[M, N]``."""
     packed = packed.view(torch.uint8)
     return torch.stack((packed & 0x0F, packed >> 4), dim=-1).view(packed.shape[0], -1)
+
+
+def pack_flat(codes: Tensor) -> Tensor:
+    """Two 4-bit codes a byte over the row-major matrix, the even element in the high nibble: uint8
+    ``[M, N]`` → ``[⌈M·N/2⌉]``. An odd one out has a low nibble of 0."""
+    flat = codes.reshape(-1)
+    if flat.numel() % 2:
+        flat = torch.nn.functional.pad(flat, (0, 1))
+    return (flat[::2] << 4) | flat[1::2]
+
+
+def unpack_flat(packed: Tensor, shape: tuple[int, int]) -> Tensor:
+    """Inverse of :func:`pack_flat` for a matrix of ``shape``."""
+    flat = packed.reshape(-1)
+    codes = torch.stack((flat >> 4, flat & 0x0F), dim=-1).view(-1)
+    return codes[: shape[0] * shape[1]].view(shape)
+
+
+def flat_scales(cells: Tensor, geometry: Geometry, columns: int) -> Tensor:
+    """A scale grid over a matrix's cells as one scale a flat block: ``[Mb, Nb]`` → ``[B]``."""
+    return cells.reshape(-1)[:: geometry.run(columns)].clone(memory_format=torch.contiguous_format)
+
+
+def flat_cells(scales: Tensor, geometry: Geometry, shape: tuple[int, int]) -> Tensor:
+    """Inverse of :func:`flat_scales` for a matrix of ``shape``."""
+    rows, cols = geometry.grid_shape(shape)
+    spread = scales.reshape(-1).repeat_interleave(geometry.run(shape[1]))
+    return spread[: rows * cols].view(rows, cols)
 
 
 def blocked_shape(rows: int, cols: int) -> tuple[int, int]:
