@@ -89,27 +89,34 @@ class IntGrid(Grid):
         return low.clamp_(-self.max, self.max), high
 
 
-_E2M1_VALUES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
-# Midpoints; where the tie goes up to the even code, the boundary is the float just below it.
-_E2M1_BOUNDS = (0.25, 0.75, 1.25, 1.75, 2.5, 3.5, 5.0)
-
-
 @dataclass(frozen=True)
 class E2M1Grid(Grid):
     """4-bit floats (OCP Microscaling v1.0): sign, two exponent bits, one mantissa bit.
 
-    Codes are uint8 0..15 with the sign in bit 3.
+    Codes are uint8 0..15 with the sign in bit 3. An E2M1 value over 2⁶ is an E4M3 value whose lowest
+    two bits are zero, subnormals included: the other bits are the code.
     """
 
     def round(self, x: Tensor) -> Tensor:
-        bounds = torch.tensor(_E2M1_BOUNDS, device=x.device)
-        bounds[1::2] = torch.nextafter(bounds[1::2], torch.zeros(3, device=x.device))
-        magnitude = torch.bucketize(x.abs(), bounds, out_int32=True).to(torch.uint8)
-        return magnitude | (torch.signbit(x).to(torch.uint8) << 3)
+        values = round_floating(x.clamp(-self.max, self.max), self).copysign_(x)
+        bits = values.mul_(2.0**-6).to(torch.float8_e4m3fn).view(torch.uint8)
+        return ((bits >> 2) & 7).bitwise_or_((bits >> 4) & 8)
 
     def decode(self, codes: Tensor) -> Tensor:
-        values = torch.tensor(_E2M1_VALUES, device=codes.device)
-        return torch.cat((values, -values))[codes.long()]
+        bits = ((codes & 7) << 2).bitwise_or_((codes & 8) << 4)
+        return bits.view(torch.float8_e4m3fn).to(torch.float32).mul_(2.0**6)
+
+
+def round_floating(x: Tensor, grid: Grid) -> Tensor:
+    """Round float32 ``x``, within ``±grid.max``, in place to values of a floating ``grid``, ties to
+    even.
+
+    Adding and subtracting a multiple of a value's power of two rounds to the grid's step there.
+    """
+    shift = 1.5 * 2.0 ** (23 - grid.mantissa_bits)
+    magic = x.view(torch.int32).bitwise_and(0x7F800000).view(torch.float32)
+    magic.mul_(shift).clamp_(min=shift * 2.0**grid.min_exponent)
+    return x.add_(magic).sub_(magic)
 
 
 @dataclass(frozen=True)

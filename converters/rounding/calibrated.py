@@ -34,7 +34,7 @@ from .nearest import nearest
 from .problem import Activations, Poll, Solution
 from .quantizer import Quantizer
 from .refit import refit
-from .scale_search import best_scales
+from .scale_search import MULTIPLES, best_scales
 from .scale_search import scale_search as search_scales
 from .sweep import descend, sweep
 
@@ -166,8 +166,10 @@ class _Layer:
         """The scales to start with."""
         if not self.scale_search:
             return self.geometry.scales(self.w, self.grid, self.tensor_absmax)
+        fine = self._small or isinstance(self.grid, IntGrid)  # floats' steps differ all the same
+        multiples = MULTIPLES if fine else MULTIPLES[::2]
         return best_scales(
-            self.w, self.grid, self.geometry, self.tensor_absmax, importance, self.poll
+            self.w, self.grid, self.geometry, self.tensor_absmax, importance, self.poll, multiples
         )
 
     @property
@@ -180,7 +182,7 @@ class _Layer:
         """Variants of each block, a power of two."""
         wanted = self.options.variants
         if wanted is None:
-            wanted = (16 if isinstance(self.grid, IntGrid) else 8) if self._small else 2
+            wanted = (16 if isinstance(self.grid, IntGrid) else 8) if self._small else 1
         return 1 << (wanted - 1).bit_length()
 
     @property

@@ -41,6 +41,7 @@ class Judge:
         held = activations.held
         self._w, self._grid = w, grid
         self._held = held[torch.isfinite(held).all(dim=1)]
+        self._reach = _length(self._held)
         self._moment = activations.moment
 
     def best(self, candidates: list[Candidate]) -> Candidate:
@@ -63,7 +64,7 @@ class Judge:
         lost = decode(candidate.codes, self._grid, candidate.scales).sub_(self._w)
         n = max(lost.shape[1], 8)
         found = _length(self._held @ lost.t())
-        doubt = n * _EPS * _length(self._held) * _length(lost)
+        doubt = n * _EPS * self._reach * _length(lost)
         underflow = 1e-37 * n * (len(self._held) * lost.shape[0]) ** 0.5
         return float(found), float(doubt) + underflow
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ...layouts.geometries import Scales
-from ...layouts.grids import CodebookGrid, Grid, IntGrid
+from ...layouts.grids import CodebookGrid, Grid, IntGrid, round_floating
 
 
 class Quantizer:
@@ -80,15 +80,4 @@ def rounder(grid: Grid) -> Callable[[Tensor], Tensor]:
         return grid.nearest_values
     if not grid.mantissa_bits:
         return lambda x: grid.decode(grid.round(x))
-    # Adding and subtracting a multiple of the value's power of two rounds to the grid's step there.
-    shift = 1.5 * 2.0 ** (23 - grid.mantissa_bits)
-    least = shift * 2.0**grid.min_exponent
-    exponent = torch.tensor(0x7F800000, dtype=torch.int32)
-
-    def floating(x: Tensor) -> Tensor:
-        x.clamp_(-largest, largest)
-        magic = x.view(torch.int32).bitwise_and(exponent).view(torch.float32)
-        magic.mul_(shift).clamp_(min=least)
-        return x.add_(magic).sub_(magic)
-
-    return floating
+    return lambda x: round_floating(x.clamp_(-largest, largest), grid)

@@ -57,8 +57,9 @@ def best_scales(
     tensor_absmax: Tensor | None = None,
     importance: Tensor | None = None,
     poll: Poll | None = None,
+    multiples: tuple[float, ...] = MULTIPLES,
 ) -> Scales:
-    """The scales of :func:`scale_search`; ``w`` is kept."""
+    """The scales of :func:`scale_search` among ``multiples`` of absmax's; ``w`` is kept."""
     start = geometry.scales(w, grid, tensor_absmax)
     m, n = w.shape
     mb = start.block.shape[0]
@@ -67,7 +68,7 @@ def best_scales(
     if mb > 1:  # whole blocks of rows
         together = max(rows, geometry.run(n))
         step = -(-step // together) * together
-    wished = (1.0, *MULTIPLES)
+    wished = (1.0, *multiples)
     found: list[Tensor] = []
     errors: Tensor | None = None
     for first in range(0, m, step):
