@@ -13,7 +13,8 @@ from ..errors import RecipeError
 def add_recipe(parser: argparse.ArgumentParser) -> None:
     """Flags named as the recipe's fields."""
     add = parser.add_argument_group("recipe").add_argument
-    add("--recipe", type=Path, metavar="FILE", help="JSON recipe; the flags below override it")
+    add("--recipe", type=Path, metavar="FILE",
+        help="JSON recipe, or a file that was made with one; the flags below override it")
     add("--format", metavar="ID", help="storage format (roundsmith quantize --list-formats)")
     add("--scaling", choices=("tensor", "row"), help="one scale a tensor or a row")
     add("--group-size", type=int, metavar="N", help="block size, where the format has one")
@@ -35,6 +36,9 @@ def add_recipe(parser: argparse.ArgumentParser) -> None:
     add("--input-scales", metavar="FILE", help="JSON or safetensors file to import them from")
     add("--preset", action="append", metavar="NAME", help="auto, none, or a name; repeatable")
     add("--exclude", action="append", metavar="REGEX", help="keep these layers; repeatable")
+    add("--layer-config", type=Path, metavar="FILE", help="JSON: patterns and their settings")
+    add("--layer-config-match", choices=("search", "full"),
+        help="whether its patterns are searched in a layer's name (default), or are all of it")
     add("--fallback", metavar="ID", help="format for layers that exclude or preset would keep")
     add("--full-precision-matrix-mult", action=argparse.BooleanOptionalAction, default=None,
         help="decode and multiply in the compute dtype; by default where it is free")  # fmt: skip
@@ -58,6 +62,7 @@ class _ListFormats(argparse.Action):
 
 def make_recipe(args: argparse.Namespace) -> Any:
     from ..converters import Recipe
+    from ..converters.layer_config import load_layer_config
 
     settings: dict[str, Any] = {}
     if args.recipe is not None:
@@ -66,6 +71,8 @@ def make_recipe(args: argparse.Namespace) -> Any:
         value = getattr(args, name, None)
         if value is not None:
             settings[name] = value
+    if args.layer_config is not None:
+        settings["layer_config"] = load_layer_config(args.layer_config)
     for name in ("calibrated", "learned"):
         if getattr(args, name) is not None:
             settings[name] = _pairs(f"--{name}", getattr(args, name))

@@ -13,17 +13,21 @@ def add(commands: Any) -> None:
     """Add the subcommand."""
     parser = commands.add_parser("plan", help="show what quantize would do; nothing is written")
     parser.add_argument("src", type=Path, help=".safetensors file, index of shards, or folder")
+    parser.add_argument("--template", type=Path, metavar="FILE",
+        help="write a layer config to edit, with what is planned for each linear layer")  # fmt: skip
     add_recipe(parser)
     parser.set_defaults(run=_plan)
 
 
 def _plan(args: argparse.Namespace) -> int:
     from ..converters import plan_file
-    from ..converters.plan import plan_json
+    from ..converters.plan import plan_json, template
     from ..converters.report import human_bytes, make_report
 
     recipe = make_recipe(args)
     plan = plan_file(args.src, recipe)
+    if args.template is not None:
+        write_text(args.template, template(plan))
     if args.json:
         print(plan_json(plan))
     else:

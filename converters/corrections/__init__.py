@@ -4,6 +4,7 @@ from .bias import bias_correction
 from .calibrate_file import CalibrateOptions, CalibrateReport, calibrate_file
 from .error_lora import error_lora
 from .error_lora_options import ErrorLoraOptions
+from .export_scales import export_input_scales, save_input_scales
 from .extract_error_lora import error_lora_file, extract_error_lora
 from .input_scales import input_scale, read_input_scales
 
@@ -15,7 +16,9 @@ __all__ = [
     "calibrate_file",
     "error_lora",
     "error_lora_file",
+    "export_input_scales",
     "extract_error_lora",
     "input_scale",
     "read_input_scales",
+    "save_input_scales",
 ]

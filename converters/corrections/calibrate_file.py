@@ -12,21 +12,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
-from ...checkpoints import (
-    Checkpoint,
-    CheckpointWriter,
-    Entry,
-    decode_conf,
-    encode_conf,
-    layers_metadata,
-    read_layers,
-)
+from ...checkpoints import Checkpoint, read_layers
 from ...checkpoints.quantization import HEADER_KEY, TENSOR_SUFFIX
-from ...errors import Cancelled, CheckpointError
+from ...errors import CheckpointError
 from ..calibration import Calibration
 from ..model import ModelView
+from ..patching import Destination, Patch
 from ..report import Progress
 from ..stored import StoredLayer
 from .calibrate_options import MEANING, CalibrateOptions, CalibrateReport, ScaledLayer
@@ -36,12 +28,11 @@ METADATA_KEY = "roundsmith_input_scales"
 """Metadata that say how the input scales of a file came about: a JSON list of runs."""
 
 _LEGACY_NAMES = {"scale_weight": "scale_input"}
-_CHUNK = 4 << 20  # bytes
 
 
 def calibrate_file(
     src: str | Path,
-    dst: str | Path,
+    dst: str | Path | Destination,
     options: CalibrateOptions | None = None,
     calibration: Calibration | str | Path | None = None,
     *,
@@ -57,7 +48,8 @@ def calibrate_file(
 
     Args:
         src: a ``.safetensors`` file, an index of shards, or the folder that holds it.
-        dst: the file to write, one file whatever ``src`` is.
+        dst: the file to write, one file whatever ``src`` is; or in place, or nowhere, as a
+            :class:`~roundsmith.converters.patching.Destination` says.
         options: where the scales come from; by default they are measured.
         calibration: statistics, or their file, for the mode ``measured``.
         progress, cancel: as in :func:`~roundsmith.converters.engine.convert`.
@@ -71,10 +63,10 @@ def calibrate_file(
         Cancelled: ``cancel`` said so.
     """
     options = options or CalibrateOptions()
-    dst = Path(dst)
+    if not isinstance(dst, Destination):
+        dst = Destination(Path(dst), overwrite)
     with Checkpoint.open(src) as source:
-        if dst.resolve() in {info.file.resolve() for info in source.tensors.values()}:
-            raise CheckpointError(f"{dst} is the source itself: choose another destination")
+        path = dst.resolve(source)
         model = ModelView(source)
         if not model.stored:
             raise CheckpointError(
@@ -82,7 +74,7 @@ def calibrate_file(
             )
         scales = source_of(options, model, calibration)
         layers: list[ScaledLayer] = []
-        patches: dict[str, Tensor] = {}
+        patch = Patch(source)
         for name, stored in model.stored.items():
             before, found = _current(source, stored), scales.find(name, stored)
             value = before if found.reason else _as_stored(found)
@@ -90,20 +82,19 @@ def calibrate_file(
                 ScaledLayer(name, value, before, found.reach, found.largest, found.reason)
             )
             if value is not None and not found.reason:
-                patches[_name(name, stored)] = torch.tensor(value, dtype=torch.float32)
-        descriptions, header = _descriptions(source)
-        patches.update(descriptions)
-        metadata = {**source.metadata, **header}
+                patch.put(_name(name, stored), torch.tensor(value, dtype=torch.float32))
+        _reconcile(patch)
         if any(not layer.reason for layer in layers):
-            metadata.update(_history(source, options))
-        entries: dict[str, Entry] = {n: info.entry for n, info in source.tensors.items()}
-        entries.update({n: (t.dtype, tuple(t.shape)) for n, t in patches.items()})
-        with CheckpointWriter(dst, entries, metadata, overwrite=overwrite) as writer:
-            for name, tensor in patches.items():
-                writer.write(name, tensor)
-            _copy(source, writer, [n for n in source.tensors if n not in patches], progress, cancel)
-    warnings = (*scales.warnings, *_notes(model, layers))
-    return CalibrateReport(str(dst), options.mode, MEANING[options.mode], tuple(layers), warnings)
+            patch.metadata.update(_history(source, options))
+        warnings = [*scales.warnings, *_notes(model, layers)]
+        if path is not None and (patch.changes() or not dst.in_place):
+            warnings += patch.write(
+                path, overwrite=dst.overwrite or dst.in_place, progress=progress, cancel=cancel
+            )
+    where = "" if path is None else str(path)
+    return CalibrateReport(
+        where, options.mode, MEANING[options.mode], tuple(layers), tuple(warnings)
+    )
 
 
 def _name(layer: str, stored: StoredLayer) -> str:
@@ -127,20 +118,14 @@ def _as_stored(found: Found) -> float:
     return float(torch.tensor(found.scale, dtype=torch.float32))
 
 
-def _descriptions(source: Checkpoint) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """What the file says of its layers where header and tensors differ: tensors, metadata."""
+def _reconcile(patch: Patch) -> None:
+    """Let header and tensors both say what a reader makes of them where they differ."""
+    source = patch.source
     described = read_layers(source).layers
-    tensors = {}
-    for layer, conf in described.items():
-        name = f"{layer}{TENSOR_SUFFIX}"
-        if name in source.tensors and decode_conf(source.read(name)) != conf:
-            tensors[name] = encode_conf(conf)
-    text = source.metadata.get(HEADER_KEY)
-    if text is None:
-        return tensors, {}
-    listed = json.loads(text).get("layers", {})
-    together = {**listed, **described}
-    return tensors, {} if together == listed else {HEADER_KEY: layers_metadata(together)}
+    tensors = {x: conf for x, conf in described.items() if x + TENSOR_SUFFIX in source.tensors}
+    patch.describe(tensors, header=False)
+    if HEADER_KEY in source.metadata:
+        patch.describe(described, tensors=False)
 
 
 def _history(source: Checkpoint, options: CalibrateOptions) -> dict[str, str]:
@@ -152,26 +137,6 @@ def _history(source: Checkpoint, options: CalibrateOptions) -> dict[str, str]:
     this = options.provenance()
     earlier = [run for run in runs if run != this] if isinstance(runs, list) else []
     return {METADATA_KEY: json.dumps([*earlier, this], ensure_ascii=False)}
-
-
-def _copy(
-    source: Checkpoint,
-    writer: CheckpointWriter,
-    names: list[str],
-    progress: Callable[[Progress], None] | None,
-    cancel: Callable[[], bool] | None,
-) -> None:
-    total, done = sum(source.tensors[name].nbytes for name in names), 0
-    for index, name in enumerate(names, 1):
-        size = source.tensors[name].nbytes
-        for first in range(0, size, _CHUNK):
-            if cancel is not None and cancel():
-                raise Cancelled("cancelled; nothing was written under the destination's name")
-            if progress is not None:
-                progress(Progress(name, index, len(names), done + first, total))
-            data = source.read_bytes(name, first, min(first + _CHUNK, size))
-            writer.write_bytes(name, first, data)
-        done += size
 
 
 def _notes(model: ModelView, layers: list[ScaledLayer]) -> list[str]:

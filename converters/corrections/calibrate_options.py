@@ -11,6 +11,7 @@ from pydantic import Field, field_validator, model_validator
 
 from ..matching import check_pattern
 from ..strict import Strict
+from .input_scales import LARGEST, SMALLEST
 
 Mode = Literal["measured", "random", "lora", "import", "weight", "constant"]
 
@@ -20,7 +21,7 @@ MEANING = {
     "lora": "estimate from LoRA directions; no measured activations",
     "import": "imported from another file",
     "weight": "equal to the weight scale",
-    "constant": "constant 1.0",
+    "constant": "the same constant for every layer",
 }
 """What the scales of each mode are."""
 
@@ -36,13 +37,23 @@ class CalibrateOptions(Strict):
     seed: int = Field(0, ge=0, lt=2**31, description="of the random and lora modes")
     device: str = Field("auto", description="where the random and lora modes compute")
     loras: tuple[Path, ...] = Field((), description="LoRA files of the lora mode")
-    scales: Path | None = Field(None, description="JSON or safetensors file of the import mode")
+    scales: Path | dict[str, float] | None = Field(
+        None, description="import: JSON or safetensors file, or scales by layer"
+    )
+    constant: float = Field(1.0, description="scale of the constant mode")
     layers: str | None = Field(None, description="only layers in whose name this regex is found")
 
     @field_validator("layers")
     @classmethod
     def _check_pattern(cls, pattern: str | None) -> str | None:
         return pattern if pattern is None else check_pattern(pattern)
+
+    @field_validator("constant")
+    @classmethod
+    def _check_constant(cls, value: float) -> float:
+        if not SMALLEST <= value <= LARGEST:  # NaN neither
+            raise ValueError(f"an input scale is a number from {SMALLEST:g} to {LARGEST:g}")
+        return value
 
     @model_validator(mode="after")
     def _check_files(self) -> CalibrateOptions:
@@ -59,6 +70,8 @@ class CalibrateOptions(Strict):
             said["percentile"] = self.percentile
         if self.mode in ("random", "lora"):
             said.update(samples=self.samples, seed=self.seed)
+        if self.mode == "constant":
+            said["constant"] = self.constant
         return said
 
 

@@ -15,7 +15,7 @@ from ..stored import StoredLayer, parts_of
 from .calibrate_options import CalibrateOptions
 from .devices import usable_device
 from .estimates import lora_inputs, random_inputs, range_of, read_directions
-from .input_scales import LARGEST, SMALLEST, input_scale, read_input_scales
+from .input_scales import LARGEST, SMALLEST, check_scale, input_scale, read_input_scales
 from .names import LayerNames
 from .statistics import fitted
 
@@ -146,24 +146,29 @@ class _Imported:
         assert options.scales is not None
         names, unknown = LayerNames(model.stored), []
         self.scales: dict[str, float] = {}
-        for key, value in read_input_scales(options.scales).items():
+        where = options.scales if isinstance(options.scales, Path) else "the given scales"
+        given = options.scales
+        if isinstance(given, Path):
+            given = read_input_scales(given)
+        for key, value in given.items():
+            check_scale(value, str(where), key)
             layer = names.find(key)
             if layer is None:
                 unknown.append(key)
             elif self.scales.setdefault(layer, value) != value:
                 raise CheckpointError(
-                    f"{options.scales}: {key!r} is {value:g}, another spelling of {layer!r} says "
+                    f"{where}: {key!r} is {value:g}, another spelling of {layer!r} says "
                     f"{self.scales[layer]:g}: remove one entry"
                 )
         if not self.scales:
             raise CheckpointError(
-                f"{options.scales}: none of its {len(unknown)} layers is a quantized layer here "
-                f"({unknown[0]}): it belongs to another model"
+                f"{where}: none of its {len(unknown)} layers is a quantized layer here "
+                f"({unknown[0] if unknown else 'it is empty'}): it belongs to another model"
             )
         self.warnings = []
         if unknown:
             self.warnings.append(
-                f"{options.scales}: {len(unknown)} scales are of no quantized layer here "
+                f"{where}: {len(unknown)} scales are of no quantized layer here "
                 f"({', '.join(unknown[:3])})"
             )
 
@@ -174,15 +179,16 @@ class _Imported:
 
 
 class _Fixed:
-    """1.0, or the weight's scale, as T5-XXL and Mistral files have it."""
+    """A constant, or the weight's scale, as T5-XXL and Mistral files have it."""
 
     def __init__(self, model: ModelView, options: CalibrateOptions):
         self.model, self.of_weight = model, options.mode == "weight"
+        self.constant = options.constant
         self.warnings: list[str] = []
 
     def find(self, layer: str, stored: StoredLayer) -> Found:
         if not self.of_weight:
-            return Found(1.0)
+            return Found(self.constant)
         scale = parts_of(self.model.source, stored).get("weight_scale")
         if scale is None or scale.numel() != 1 or not SMALLEST <= float(scale) <= LARGEST:
             return Found(None, reason="its weight scale is no input scale")

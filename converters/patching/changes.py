@@ -19,7 +19,8 @@ class Change:
 
     Attributes:
         entry: the layer, the tensor, or the metadata's key.
-        what: what of it: a key of the layer's JSON, ``shape``, ``name``, ``value``, ``tensor``.
+        what: what of it: a key of the layer's JSON, ``shape``, ``name``, ``value``, ``added``,
+            ``removed``.
         before, after: JSON values, or a tensor in short; None: not there.
         where: ``comfy_quant``, ``header``, both, ``tensor`` or ``metadata``.
     """

@@ -46,7 +46,7 @@ class Patch:
     def __init__(self, source: Checkpoint) -> None:
         self.source = source
         self.metadata: dict[str, str] = dict(source.metadata)
-        self._values: dict[str, Tensor] = {}  # by the result's name
+        self._values: dict[str, Tensor] = {}  # by the source's name where it has one
         self._entries: dict[str, Entry] = {}  # of the source's bytes, by the source's name
         self._names: dict[str, str] = {}  # source's name: result's
         self._dropped: set[str] = set()
@@ -55,7 +55,7 @@ class Patch:
     # ---- collecting --------------------------------------------------------------------------
 
     def put(self, name: str, tensor: Tensor) -> None:
-        """Add a tensor, or replace the one of that name."""
+        """Add a tensor, or replace the source's of that name, whatever it is renamed to."""
         self._dropped.discard(name)
         info = self.source.tensors.get(name)
         if info is not None and info.dtype == tensor.dtype and info.shape == tuple(tensor.shape):
@@ -118,6 +118,9 @@ class Patch:
             if layer + TENSOR_SUFFIX in self.source.tensors:
                 self.drop(layer + TENSOR_SUFFIX)
 
+    def _new(self, name: str) -> str:
+        return self._names.get(name, name)
+
     def _header(self) -> dict[str, Any]:
         layers = json.loads(self.metadata.get(HEADER_KEY, "{}")).get("layers", {})
         return dict(layers)
@@ -132,9 +135,12 @@ class Patch:
         """The result's tensors: the source's in their order, then new ones."""
         found: dict[str, Entry] = {}
         for name, info in self.source.tensors.items():
-            if name not in self._dropped:
-                found[self._names.get(name, name)] = self._entries.get(name, info.entry)
-        found.update({n: (t.dtype, tuple(t.shape)) for n, t in self._values.items()})
+            if name not in self._dropped and name not in self._values:
+                found[self._new(name)] = self._entries.get(name, info.entry)
+            elif name not in self._dropped:
+                found[self._new(name)] = _entry(self._values[name])
+        for name, tensor in self._values.items():
+            found.setdefault(self._new(name), _entry(tensor))
         return found
 
     @property
@@ -145,33 +151,29 @@ class Patch:
     @property
     def copied(self) -> list[str]:
         """Names in the source of the tensors whose bytes are copied."""
-        return [
-            name
-            for name in self.source.tensors
-            if name not in self._dropped and self._names.get(name, name) not in self._values
-        ]
+        gone = self._dropped.union(self._values)
+        return [name for name in self.source.tensors if name not in gone]
 
     def changes(self) -> tuple[Change, ...]:
         """What is other in the result, in the source's order of tensors, metadata last."""
         found: list[Change] = []
         tensors = self.source.tensors
-        old_names = set(self._names.values()).union(tensors)
-        for name in (*tensors, *(n for n in self._values if n not in old_names)):
+        for name in (*tensors, *(n for n in self._values if n not in tensors)):
             if name.endswith(TENSOR_SUFFIX):
                 continue
             before = self._shown(name) if name in tensors else None
-            new = self._names.get(name, name)
             if name in self._dropped:
-                found.append(Change(name, "tensor", before, None, "tensor"))
-            elif new in self._values:
-                what = "value" if before is not None else "tensor"
-                found.append(Change(name, what, before, _brief(self._values[new]), "tensor"))
+                found.append(Change(name, "removed", before, None, "tensor"))
+                continue
+            if name in self._values:
+                what = "value" if name in tensors else "added"
+                found.append(Change(name, what, before, _brief(self._values[name]), "tensor"))
             elif name in self._entries:
                 dtype, shape = self._entries[name][:2]
                 after = f"{_dtype_name(dtype)} {list(shape)}"
                 found.append(Change(name, "shape", self._description(name), after, "tensor"))
-            if new != name:
-                found.append(Change(name, "name", name, new, "tensor"))
+            if self._new(name) != name:
+                found.append(Change(name, "name", name, self._new(name), "tensor"))
         found += self._changes_of_layers()
         for key in {**self.source.metadata, **self.metadata}:
             one, other = self.source.metadata.get(key), self.metadata.get(key)
@@ -235,7 +237,7 @@ class Patch:
         """
         with CheckpointWriter(dst, self.entries, self.metadata, overwrite=overwrite) as writer:
             for name, tensor in self._values.items():
-                writer.write(name, tensor)
+                writer.write(self._new(name), tensor)
             self._copy(writer, progress, cancel)
             self.source.close()  # a file in use cannot be replaced on Windows
             return self._check_source()
@@ -258,7 +260,7 @@ class Patch:
                     progress(Progress(name, index, len(names), done + first, total))
                 piece = buffer[: min(_CHUNK, sizes[name] - first)]
                 self.source.read_bytes(name, first, first + len(piece), out=piece)
-                writer.write_bytes(self._names.get(name, name), first, piece)
+                writer.write_bytes(self._new(name), first, piece)
             done += sizes[name]
 
     def _check_source(self) -> list[str]:
@@ -293,6 +295,10 @@ def _differences(
         if key not in before or key not in after or before[key] != after[key]
         or type(before[key]) is not type(after[key])
     }  # fmt: skip
+
+
+def _entry(tensor: Tensor) -> Entry:
+    return tensor.dtype, tuple(tensor.shape)
 
 
 def _as_bytes(tensor: Tensor) -> Tensor:
