@@ -5,6 +5,7 @@ from .placement import build_header, checkpoint_size
 from .quantization import QuantizedLayers, decode_conf, encode_conf, layers_metadata, read_layers
 from .reader import Checkpoint
 from .tensors import DTYPES, Entry, TensorInfo
+from .text import write_text
 from .writer import CheckpointWriter
 
 __all__ = [
@@ -21,4 +22,5 @@ __all__ = [
     "layers_metadata",
     "read_header",
     "read_layers",
+    "write_text",
 ]

@@ -13,15 +13,22 @@ from ..errors import RecipeError
 def add_recipe(parser: argparse.ArgumentParser) -> None:
     """Flags named as the recipe's fields."""
     add = parser.add_argument_group("recipe").add_argument
-    add("--recipe", type=Path, metavar="FILE",
-        help="JSON recipe, or a file that was made with one; the flags below override it")
+    add(
+        "--recipe",
+        type=Path,
+        metavar="FILE",
+        help="JSON recipe, or a file that was made with one; the flags below override it",
+    )
     add("--format", metavar="ID", help="storage format (roundsmith quantize --list-formats)")
     add("--scaling", choices=("tensor", "row"), help="one scale a tensor or a row")
     add("--group-size", type=int, metavar="N", help="block size, where the format has one")
     add("--convrot", metavar="G", help="ConvRot group size (4 ... 1024), or auto")
     add("--variant", metavar="NAME", help="variant, where the format has some (w4a8, w6a8, ...)")
-    add("--form", metavar="NAME",
-        help="how the file says it, where the format has several forms (comfy_quant, bitsandbytes)")
+    add(
+        "--form",
+        metavar="NAME",
+        help="how the file says it, where the format has several forms (comfy_quant, bitsandbytes)",
+    )
     add("--rounding", choices=("auto", "nearest", "calibrated", "learned"),
         help="how codes are chosen; auto: the best that the statistics support")  # fmt: skip
     add("--scale-search", action=argparse.BooleanOptionalAction, default=None,
@@ -37,8 +44,11 @@ def add_recipe(parser: argparse.ArgumentParser) -> None:
     add("--preset", action="append", metavar="NAME", help="auto, none, or a name; repeatable")
     add("--exclude", action="append", metavar="REGEX", help="keep these layers; repeatable")
     add("--layer-config", type=Path, metavar="FILE", help="JSON: patterns and their settings")
-    add("--layer-config-match", choices=("search", "full"),
-        help="whether its patterns are searched in a layer's name (default), or are all of it")
+    add(
+        "--layer-config-match",
+        choices=("search", "full"),
+        help="whether its patterns are searched in a layer's name (default), or are all of it",
+    )
     add("--fallback", metavar="ID", help="format for layers that exclude or preset would keep")
     add("--full-precision-matrix-mult", action=argparse.BooleanOptionalAction, default=None,
         help="decode and multiply in the compute dtype; by default where it is free")  # fmt: skip

@@ -14,12 +14,13 @@ def add(commands: Any) -> None:
     parser = commands.add_parser("plan", help="show what quantize would do; nothing is written")
     parser.add_argument("src", type=Path, help=".safetensors file, index of shards, or folder")
     parser.add_argument("--template", type=Path, metavar="FILE",
-        help="write a layer config to edit, with what is planned for each linear layer")  # fmt: skip
+        help="write a layer config to edit: what is planned for each linear layer")  # fmt: skip
     add_recipe(parser)
     parser.set_defaults(run=_plan)
 
 
 def _plan(args: argparse.Namespace) -> int:
+    from ..checkpoints import write_text
     from ..converters import plan_file
     from ..converters.plan import plan_json, template
     from ..converters.report import human_bytes, make_report

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import regex
 
 from ..errors import RecipeError
@@ -27,8 +29,17 @@ def search_pattern(pattern: str, layer: str) -> bool:
     Patterns may come from a stranger's workflow: one that backtracks without end raises
     :class:`RecipeError` after half a second.
     """
+    return _bounded(regex.search, pattern, layer)
+
+
+def match_pattern(pattern: str, layer: str) -> bool:
+    """Whether ``pattern`` is all of a layer's name; bounded as :func:`search_pattern`."""
+    return _bounded(regex.fullmatch, pattern, layer)
+
+
+def _bounded(how: Callable[..., object], pattern: str, layer: str) -> bool:
     try:
-        return regex.search(pattern, layer, timeout=_MATCH_SECONDS) is not None
+        return how(pattern, layer, timeout=_MATCH_SECONDS) is not None
     except TimeoutError as error:
         raise RecipeError(
             f"pattern {pattern!r} takes too long on {layer!r}: avoid a repeated group inside a "

@@ -5,6 +5,7 @@ is read.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -206,6 +207,11 @@ def _options(
         if rule.matches(layer):
             why = f"rule {number}: {rule.match}"
             return (None, why) if rule.skip else (rule.over(recipe), "" if len(shape) == 2 else why)
+    configured = recipe.configured(layer)
+    if configured is not None:
+        pattern, entry = configured
+        why = f"layer config: {pattern}"
+        return (None, why) if entry.skip else (entry.over(recipe), "" if len(shape) == 2 else why)
     reason = decision.reason if decision.action == "keep" else ""
     excluded = next((p for p in recipe.exclude if search_pattern(p, layer)), None)
     if excluded is not None:
@@ -216,6 +222,10 @@ def _options(
         return None, reason
     if recipe.heuristics:
         reason = _gains_little(shape)
+    default = recipe.default_entry
+    if not reason and default is not None:
+        reason = "layer config: _default" if default.skip else ""
+        return (None, reason) if reason else (default.over(recipe), "")
     return (None, reason) if reason else (recipe, "")
 
 
@@ -262,3 +272,18 @@ def plan_json(plan: Plan) -> str:
     ]
     top = {"preset": plan.preset, "evidence": plan.evidence, "warnings": plan.warnings}
     return json.dumps({**top, "size": plan.size, "tensors": rows}, ensure_ascii=False)
+
+
+def template(plan: Plan) -> str:
+    """A layer config to edit, as JSON: what is planned for each linear layer, with its shape."""
+    entries: dict[str, dict[str, object]] = {}
+    for t in plan.tensors:
+        if t.action not in ("quantize", "keep") or len(t.shape) != 2:
+            continue
+        asked: dict[str, object] = {"skip": True}
+        if t.spec is not None:
+            named = ("format", "scaling", "group_size", "convrot", "variant")
+            said = {name: getattr(t.spec, name) for name in named}
+            asked = {name: value for name, value in said.items() if value is not None}
+        entries[f"^{re.escape(t.layer)}$"] = {**asked, "_shape": list(t.shape)}
+    return json.dumps(entries, indent=2)

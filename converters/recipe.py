@@ -10,102 +10,35 @@ import json
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, field_validator
 
+from ..checkpoints import Checkpoint
 from ..errors import RecipeError
-from ..layouts import get_format
-from .matching import check_pattern, search_pattern
+from .layer_config import DEFAULT, LayerEntry, Match, most_specific
+from .matching import check_pattern
+from .options import ROUNDING_HELP, Options, Rounding, Rule
 from .rounding import CalibratedOptions, LearnedOptions
-from .strict import Strict
 
-Rounding = Literal["auto", "nearest", "calibrated", "learned"]
-_ROUNDING = (
-    "how codes are chosen: nearest; calibrated or learned on the layer's inputs; auto, the best "
-    "that the statistics at hand support"
-)
-_TIED = ("scaling", "group_size", "convrot", "variant", "form")
 METADATA_KEY = "roundsmith_recipe"
 
 
-class Options(Strict):
-    """How one layer is quantized.
-
-    None takes the format's own default, or the recipe's in a rule.
-    """
-
-    format: str | None = Field(None, description="storage format, by its id")
-    scaling: Literal["tensor", "row"] | None = Field(
-        None, description="one scale a tensor or a row, where the format has both"
-    )
-    group_size: int | None = Field(None, description="block size, where the format has one")
-    convrot: int | Literal["auto"] | None = Field(
-        None, description="ConvRot group size, or auto: the largest of 256, 1024 that divides"
-    )
-    variant: str | None = Field(
-        None, description="which of the format's variants, where it has some"
-    )
-    form: str | None = Field(
-        None, description="how the file says it, where tools differ: the values are the same"
-    )
-    rounding: Rounding | None = Field(None, description=_ROUNDING)
-    scale_search: bool | None = Field(
-        None, description="search each scale for the least error; by default where that pays"
-    )
-    full_precision_matrix_mult: bool | None = Field(
-        None,
-        description="decode and multiply in the compute dtype at run time; by default only layers "
-        "that statistics show to see few tokens a call, where codes would save no time",
-    )
-
-    @model_validator(mode="after")
-    def _check_format(self) -> Options:
-        if self.format is not None:
-            fmt = get_format(self.format)
-            asked = {name: getattr(self, name) for name in _TIED}
-            fmt.bind(**asked)
-            object.__setattr__(self, "format", fmt.id)
-        return self
-
-    def over(self, base: Options) -> Options:
-        """These options, with what is not set taken from ``base``.
-
-        Options that belong to a format (scaling, group size, ConvRot, variant, form) are inherited
-        only where both name the same format.
-        """
-        merged = {name: getattr(self, name) for name in Options.model_fields}
-        same = self.format is None or self.format == base.format
-        for name in Options.model_fields:
-            if merged[name] is None and (same or name not in _TIED):
-                merged[name] = getattr(base, name)
-        return Options(**merged)
-
-
-class Rule(Options):
-    """Options for the layers whose name a pattern matches."""
-
-    match: str = Field(description="regular expression, searched in the layer's name")
-    skip: bool = Field(False, description="keep these layers in high precision")
-
-    @field_validator("match")
-    @classmethod
-    def _check_match(cls, pattern: str) -> str:
-        return check_pattern(pattern)
-
-    def matches(self, layer: str) -> bool:
-        """Whether the rule speaks of ``layer``."""
-        return search_pattern(self.match, layer)
-
-
 class Recipe(Options):
-    """A conversion. Precedence of what decides about a layer: ``rules`` in order, then ``exclude``
-    and the preset (then ``fallback``), then the recipe itself."""
+    """A conversion. Precedence of what decides about a layer: ``rules`` in order, then the most
+    specific entry of ``layer_config``, then ``exclude`` and the preset (then ``fallback``), then
+    ``layer_config``'s ``_default``, then the recipe itself."""
 
     format: str = Field("float8_e4m3fn", description="storage format, by its id")
-    rounding: Rounding = Field("auto", description=_ROUNDING)
+    rounding: Rounding = Field("auto", description=ROUNDING_HELP)
     preset: str | tuple[str, ...] | None = Field(
         "auto", description="which layers stay in high precision: auto, preset names, or none"
     )
     rules: tuple[Rule, ...] = Field((), description="options by layer; the first match wins")
+    layer_config: dict[str, LayerEntry] = Field(
+        {}, description="options by pattern; the most specific wins; _default holds for the rest"
+    )
+    layer_config_match: Match = Field(
+        "search", description="its patterns are searched in a layer's name, or are all of it"
+    )
     exclude: tuple[str, ...] = Field((), description="patterns of layers kept in high precision")
     fallback: Options | None = Field(
         None, description="options for layers that exclude or the preset would keep"
@@ -135,6 +68,13 @@ class Recipe(Options):
     seed: int = Field(0, ge=0, description="seed of everything random")
     device: str = Field("auto", description="where rounding runs: auto, cpu, cuda, cuda:1, ...")
 
+    @field_validator("layer_config")
+    @classmethod
+    def _check_layer_config(cls, config: dict[str, LayerEntry]) -> dict[str, LayerEntry]:
+        for pattern in config:
+            check_pattern(pattern)
+        return config
+
     @field_validator("exclude")
     @classmethod
     def _check_exclude(cls, patterns: tuple[str, ...]) -> tuple[str, ...]:
@@ -150,8 +90,18 @@ class Recipe(Options):
     @property
     def uses_statistics(self) -> bool:
         """Whether statistics of the layers' inputs would change how some layer is rounded."""
-        ways = {options.rounding for options in (self, *self.rules, self.fallback or self)}
+        layers = (*self.rules, *self.layer_config.values(), self.fallback or self)
+        ways = {options.rounding for options in (self, *layers)}
         return bool(ways - {"nearest", None})
+
+    def configured(self, layer: str) -> tuple[str, LayerEntry] | None:
+        """The pattern and entry of ``layer_config`` that decide about a layer, if one does."""
+        return most_specific(self.layer_config, layer, self.layer_config_match)
+
+    @property
+    def default_entry(self) -> LayerEntry | None:
+        """``layer_config``'s ``_default``, if there is one."""
+        return self.layer_config.get(DEFAULT)
 
     def to_json(self) -> str:
         """The settings that differ from the defaults, as JSON; :meth:`from_json` reads it."""
@@ -173,7 +123,15 @@ class Recipe(Options):
 
     @classmethod
     def load(cls, path: str | Path) -> Recipe:
-        """Read a recipe from a JSON file."""
+        """Read a recipe from a JSON file, or the one that a quantized file was made with."""
+        if Path(path).suffix == ".safetensors":
+            with Checkpoint.open(path) as made:
+                text = made.metadata.get(METADATA_KEY)
+            if text is None:
+                raise RecipeError(
+                    f"{path} does not say how it was made: it is not a file of Roundsmith's"
+                )
+            return cls.from_json(text, f"{path}, {METADATA_KEY}")
         try:
             text = Path(path).read_text(encoding="utf-8")
         except OSError as error:

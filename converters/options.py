@@ -1,0 +1,87 @@
+"""How one layer is quantized: the options of a recipe, a rule or a layer config's entry."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from ..layouts import get_format
+from .matching import check_pattern, search_pattern
+from .strict import Strict
+
+Rounding = Literal["auto", "nearest", "calibrated", "learned"]
+ROUNDING_HELP = (
+    "how codes are chosen: nearest; calibrated or learned on the layer's inputs; auto, the best "
+    "that the statistics at hand support"
+)
+_TIED = ("scaling", "group_size", "convrot", "variant", "form")
+
+
+class Options(Strict):
+    """How one layer is quantized.
+
+    None takes the format's own default, or the recipe's in a rule.
+    """
+
+    format: str | None = Field(None, description="storage format, by its id")
+    scaling: Literal["tensor", "row"] | None = Field(
+        None, description="one scale a tensor or a row, where the format has both"
+    )
+    group_size: int | None = Field(None, description="block size, where the format has one")
+    convrot: int | Literal["auto"] | None = Field(
+        None, description="ConvRot group size, or auto: the largest of 256, 1024 that divides"
+    )
+    variant: str | None = Field(
+        None, description="which of the format's variants, where it has some"
+    )
+    form: str | None = Field(
+        None, description="how the file says it, where tools differ: the values are the same"
+    )
+    rounding: Rounding | None = Field(None, description=ROUNDING_HELP)
+    scale_search: bool | None = Field(
+        None, description="search each scale for the least error; by default where that pays"
+    )
+    full_precision_matrix_mult: bool | None = Field(
+        None,
+        description="decode and multiply in the compute dtype at run time; by default only layers "
+        "that statistics show to see few tokens a call, where codes would save no time",
+    )
+
+    @model_validator(mode="after")
+    def _check_format(self) -> Options:
+        if self.format is not None:
+            fmt = get_format(self.format)
+            asked = {name: getattr(self, name) for name in _TIED}
+            fmt.bind(**asked)
+            object.__setattr__(self, "format", fmt.id)
+        return self
+
+    def over(self, base: Options) -> Options:
+        """These options, with what is not set taken from ``base``.
+
+        Options that belong to a format (scaling, group size, ConvRot, variant, form) are inherited
+        only where both name the same format.
+        """
+        merged = {name: getattr(self, name) for name in Options.model_fields}
+        same = self.format is None or self.format == base.format
+        for name in Options.model_fields:
+            if merged[name] is None and (same or name not in _TIED):
+                merged[name] = getattr(base, name)
+        return Options(**merged)
+
+
+class Rule(Options):
+    """Options for the layers whose name a pattern matches."""
+
+    match: str = Field(description="regular expression, searched in the layer's name")
+    skip: bool = Field(False, description="keep these layers in high precision")
+
+    @field_validator("match")
+    @classmethod
+    def _check_match(cls, pattern: str) -> str:
+        return check_pattern(pattern)
+
+    def matches(self, layer: str) -> bool:
+        """Whether the rule speaks of ``layer``."""
+        return search_pattern(self.match, layer)
