@@ -20,11 +20,19 @@ import comfy.utils
 import torch
 from torch import Tensor
 
-from ..checkpoints import Checkpoint, read_layers
+from ..checkpoints import Checkpoint, encode_conf, read_layers
 from ..checkpoints.quantization import HEADER_KEY
 from ..errors import CheckpointError
-from ..layouts import formats
-from .operations import MIXED, custom_operations, needs_custom_operations, repair_layer
+from ..layouts import formats, get_format
+from .operations import (
+    MIXED,
+    core_knows,
+    custom_operations,
+    layer_parts,
+    needs_custom_operations,
+    repair_layer,
+    stand_in,
+)
 
 FP8 = {torch.float8_e4m3fn: "float8_e4m3fn", torch.float8_e5m2: "float8_e5m2"}
 
@@ -60,6 +68,7 @@ def read_state_dict(path: str) -> StateDict:
     tensors, metadata = comfy.utils.load_torch_file(path, safe_load=True, return_metadata=True)
     state = StateDict(path, dict(tensors), dict(metadata or {}))
     _convert_legacy(state)
+    _convert_foreign(state)
     found = read_layers(state)
     for note in found.notes[:20]:
         logging.info("%s: %s", Path(path).name, note)
@@ -67,9 +76,30 @@ def read_state_dict(path: str) -> StateDict:
     for layer, conf in found.layers.items():
         name, conf = repair_layer(state.tensors, f"{layer}.", conf)
         state.formats[layer] = name
+        if name in formats() and not core_knows(name):
+            _show_shape(state.tensors, layer, name, conf)
         if conf.get("full_precision_matrix_mult") and name in formats():
             state.decoded[layer] = name
     return state
+
+
+def _convert_foreign(state: StateDict) -> None:
+    """Layers as other libraries keep them to comfy_quant."""
+    for fmt in formats().values():
+        for layer, names in fmt.foreign(state.tensors).items():
+            conf = fmt.foreign_conf(names, state.read)
+            parts = {suffix: state.tensors.pop(name) for suffix, name in names.items()}
+            for suffix, tensor in fmt.normalise(parts, conf).items():
+                state.tensors[f"{layer}.{suffix}"] = tensor
+            state.tensors[f"{layer}.comfy_quant"] = encode_conf(conf)
+
+
+def _show_shape(tensors: dict[str, Tensor], layer: str, name: str, conf: dict[str, Any]) -> None:
+    """Let a weight of packed codes have its logical shape, by which ComfyUI knows the model."""
+    key, fmt = f"{layer}.weight", get_format(name)
+    shape = fmt.orig_shape(layer_parts(tensors, f"{layer}."), conf)
+    if tuple(tensors[key].shape) != shape:
+        tensors[key] = stand_in(tensors[key], shape)
 
 
 def _convert_legacy(state: StateDict) -> None:

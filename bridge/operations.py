@@ -22,7 +22,7 @@ from torch import Tensor
 from ..checkpoints import decode_conf, encode_conf
 from ..layouts import formats, get_format, identify
 
-SUFFIXES = ("weight", "weight_scale", "weight_scale_2", "input_scale")
+_PACKED = "roundsmith_packed"
 MIXED = {"mixed_ops": True}
 
 
@@ -52,7 +52,7 @@ def register_formats() -> None:
         if fmt.id in QUANT_ALGOS:
             continue
         QUANT_ALGOS[fmt.id] = {
-            "storage_t": fmt.grid.dtype,
+            "storage_t": fmt.weight_dtype,
             "parameters": {"weight_scale", "input_scale"},
             "comfy_tensor_layout": fmt.layout,
             "quantize_input": False,
@@ -75,7 +75,26 @@ def emulated_formats(device: torch.device | None) -> set[str]:
 
 def layer_parts(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     """The tensors of one quantized layer, by suffix. ``prefix`` ends with a dot."""
-    return {s: state[prefix + s] for s in SUFFIXES if prefix + s in state}
+    suffixes = dict.fromkeys(s for fmt in formats().values() for s in fmt.part_names)
+    return {s: state[prefix + s] for s in suffixes if prefix + s in state}
+
+
+def stand_in(packed: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """A weight of its logical ``shape``, without memory of its own, that carries packed codes.
+
+    ComfyUI recognises models by the shapes of their weights, which packed codes do not have.
+    """
+    tensor = packed.new_empty(1).expand(shape)
+    setattr(tensor, _PACKED, packed)
+    return tensor
+
+
+def stored_parts(format_id: str, weight: QuantizedTensor) -> dict[str, Tensor]:
+    """The file tensors of a running weight, by suffix, whoever's format it is."""
+    fmt = formats().get(format_id)
+    if fmt is not None:
+        return fmt.parts_of(weight)
+    return {f"weight{suffix}": tensor for suffix, tensor in weight.state_dict().items()}
 
 
 def repair_layer(
@@ -159,6 +178,8 @@ def custom_operations(
             encoded = state_dict.get(f"{prefix}comfy_quant")
             if encoded is None or f"{prefix}weight" not in state_dict:
                 return super()._load_from_state_dict(state_dict, prefix, *args)
+            weight = state_dict[f"{prefix}weight"]
+            state_dict[f"{prefix}weight"] = getattr(weight, _PACKED, weight)
             conf = decode_conf(encoded)
             name, conf = repair_layer(state_dict, prefix, conf)
             self.roundsmith_conf = conf
@@ -192,6 +213,10 @@ def custom_operations(
             key = f"{prefix}comfy_quant"
             if self.roundsmith_conf and key in state:
                 state[key] = encode_conf({**self.roundsmith_conf, **decode_conf(state[key])})
+                for suffix in self.weight.state_dict():
+                    del state[f"{prefix}weight{suffix}"]
+                for suffix, tensor in stored_parts(self.quant_format, self.weight).items():
+                    state[f"{prefix}{suffix}"] = tensor
             return state
 
         def _forward(self, input, weight, bias):

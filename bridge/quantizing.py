@@ -28,6 +28,7 @@ from ..converters import MemorySink, Recipe, Report, Rule, convert
 from ..converters.calibration import Calibration
 from ..converters.resume import Journal
 from ..errors import Cancelled, RoundsmithError
+from ..layouts import get_format
 from .cloning import clone_structure, copy_model, fill_parameters
 from .memory import make_room
 from .networks import DIFFUSION, encoder_prefixes
@@ -148,7 +149,11 @@ def _convert(
     source: PatchedWeights, recipe: Recipe, statistics: ModelStatistics, decodes: bool
 ) -> Part:
     keep = tuple(Rule(match=f"^{re.escape(name)}$", skip=True) for name in source.not_linear)
-    restricted = recipe.model_copy(update={"rules": (*keep, *recipe.rules)})
+    rules = tuple(map(_described, recipe.rules))
+    fallback = None if recipe.fallback is None else _described(recipe.fallback)
+    restricted = _described(recipe).model_copy(
+        update={"rules": (*keep, *rules), "fallback": fallback}
+    )
     sinks: list[MemorySink] = []
 
     def open_sink(entries: Any, metadata: Any) -> MemorySink:
@@ -173,6 +178,13 @@ def _convert(
     )
     report = replace(report, layers=layers, recipe=recipe.to_json())
     return Part(source.prefix, sinks[0].tensors, report)
+
+
+def _described(options: Any) -> Any:
+    """``options`` in a form with JSON, which a layer in memory is made from."""
+    fmt = None if options.form is None else get_format(options.format)
+    plain = fmt is None or fmt.has_json({"form": options.form})
+    return options if plain else options.model_copy(update={"form": None})
 
 
 def _put_layers(

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from ..checkpoints import CheckpointWriter, decode_conf, layers_metadata
 from ..checkpoints.quantization import HEADER_KEY
-from ..converters import Progress
+from ..converters import Progress, Recipe
 from ..converters.recipe import METADATA_KEY
 from ..errors import RoundsmithError
 from .networks import DIFFUSION, encoder_prefixes
@@ -64,9 +64,11 @@ def _collect_module(
     if "weight" in parameters:
         weight = original_tensor(patcher, weight_key)
         if isinstance(weight, QuantizedTensor):
-            reader = _LayerReader(patcher, module, weight_key)
-            stored = file_tensors(module, weight)
-            found[dot + "comfy_quant"] = plain(stored.pop("comfy_quant"))  # patches leave it as is
+            form = _form(patcher, module, dot[:-1])
+            reader = _LayerReader(patcher, module, weight_key, form)
+            stored = file_tensors(module, weight, form)
+            if "comfy_quant" in stored:  # patches leave it as is
+                found[dot + "comfy_quant"] = plain(stored.pop("comfy_quant"))
             for suffix, tensor in stored.items():
                 found[dot + suffix] = Stored(
                     tensor.dtype, tuple(tensor.shape), lambda s=suffix, r=reader: r.read(s)
@@ -84,18 +86,30 @@ def _collect_module(
             found[dot + name] = plain(original_tensor(patcher, f"{prefix}{dot}{name}"))
 
 
+def _form(patcher: Any, module: nn.Module, layer: str) -> str | None:
+    """The form a layer's file is to have: what it was read from, or its recipe asked for."""
+    conf = getattr(module, "roundsmith_conf", None) or {}
+    text = getattr(patcher.model, "roundsmith_recipe", None)
+    if "form" in conf or text is None:
+        return conf.get("form")
+    recipe = Recipe.from_json(text)
+    rule = next((rule for rule in recipe.rules if rule.matches(layer)), None)
+    options = recipe if rule is None or rule.skip else rule.over(recipe)
+    return options.form if options.format == conf.get("format") else None
+
+
 class _LayerReader:
     """Tensors of one quantized layer, patches baked; computed once, freed after the last."""
 
-    def __init__(self, patcher: Any, module: nn.Module, key: str) -> None:
-        self._patcher, self._module, self._key = patcher, module, key
+    def __init__(self, patcher: Any, module: nn.Module, key: str, form: str | None) -> None:
+        self._patcher, self._module, self._key, self._form = patcher, module, key, form
         self._tensors: dict[str, Tensor] = {}
 
     def read(self, suffix: str) -> Tensor:
         if not self._tensors:
             weight = patched_as_loaded(self._patcher, self._key)
-            self._tensors = file_tensors(self._module, weight)
-            del self._tensors["comfy_quant"]
+            self._tensors = file_tensors(self._module, weight, self._form)
+            self._tensors.pop("comfy_quant", None)
         return self._tensors.pop(suffix)
 
 

@@ -16,7 +16,6 @@ from ..converters.source import Description
 from ..layouts import formats
 from .stored import file_tensors, original_tensor, patched_float
 
-DERIVED = ("comfy_quant", "weight_scale", "weight_scale_2", "input_scale")
 COMPUTED_AT_ONCE = 3
 
 
@@ -58,6 +57,7 @@ class PatchedWeights:
         if weight is not None:
             weight = original_tensor(self.patcher, f"{self.prefix}{dot}weight")
         quantized = isinstance(weight, QuantizedTensor)
+        derived = {s for fmt in formats().values() for s in fmt.part_names} - {"weight"}
         linear = is_linear(module)
         if quantized and linear and self._is_readable(module, f"{self.prefix}{dot}weight"):
             stored = file_tensors(module, weight)
@@ -67,7 +67,7 @@ class PatchedWeights:
         for own, parameter in module._parameters.items():
             if parameter is None or dot + own in self.tensors:
                 continue
-            if quantized and (own in DERIVED or (own == "weight" and not linear)):
+            if quantized and (own in derived or (own == "weight" and not linear)):
                 continue  # what is not a linear layer stays quantized as it is
             self._add(dot + own)
         if weight is not None and weight.ndim == 2 and not linear:

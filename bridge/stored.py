@@ -14,6 +14,8 @@ from comfy.quant_ops import QuantizedTensor
 from torch import Tensor, nn
 
 from ..checkpoints import decode_conf, encode_conf
+from ..layouts import formats
+from .operations import stored_parts
 
 
 def original_tensor(patcher: Any, key: str) -> Tensor:
@@ -52,19 +54,31 @@ def patched_as_loaded(patcher: Any, key: str) -> Tensor:
     return comfy.float.stochastic_rounding(weight, original.dtype, seed=seed)
 
 
-def file_tensors(module: nn.Module, weight: QuantizedTensor) -> dict[str, Tensor]:
+def file_tensors(
+    module: nn.Module, weight: QuantizedTensor, form: str | None = None
+) -> dict[str, Tensor]:
     """The tensors of a quantized layer by suffix, its ``comfy_quant`` JSON included.
 
-    ``weight`` stands for the module's own: the same one before or after patches.
+    Args:
+        module: the layer.
+        weight: stands for the module's own: the same one before or after patches.
+        form: the form to be written, where the format has it; None for the one with JSON.
     """
-    tensors = {f"weight{suffix}": t for suffix, t in weight.state_dict().items()}
+    format_id = getattr(module, "quant_format", "")
+    tensors = stored_parts(format_id, weight)
     scale = getattr(module, "input_scale", None)
     if scale is not None:
         tensors["input_scale"] = scale
     conf = decode_conf(module.state_dict()["comfy_quant"])
-    if weight.is_padded:
+    fmt = formats().get(format_id)
+    shape = tuple(weight.shape)
+    if weight.is_padded if fmt is None else fmt.padded_shape(shape) != shape:
         conf.setdefault("orig_shape", list(weight.shape))
-    tensors["comfy_quant"] = encode_conf(conf)
+    conf.pop("form", None)
+    if fmt is not None and not fmt.has_json({"form": form}):
+        tensors = fmt.in_form(tensors, {**conf, "form": form})
+    else:
+        tensors["comfy_quant"] = encode_conf(conf)
     return {suffix: _storable(tensor.detach()) for suffix, tensor in tensors.items()}
 
 

@@ -221,9 +221,11 @@ class _Run:
         stored = self.model.stored_layer(t.name)
         if stored is not None:
             assert t.conf is not None
-            for suffix, part in parts_of(self.model.source, stored).items():
+            parts = stored.format.in_form(parts_of(self.model.source, stored), stored.conf)
+            for suffix, part in parts.items():
                 sink.write(f"{t.layer}.{suffix}", part)
-            sink.write(f"{t.layer}.comfy_quant", encode_conf(t.conf))
+            if f"{t.layer}.comfy_quant" in t.entries:
+                sink.write(f"{t.layer}.comfy_quant", encode_conf(t.conf))
             return
         size = self.model.described(t.name).nbytes
         for first in range(0, size, _COPY_CHUNK):

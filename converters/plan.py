@@ -180,7 +180,7 @@ def _plan_tensor(
     matrix = (shape[0], shape[1])
     conf = fmt.conf(spec, matrix)
     entries = {f"{layer}.{s}": entry for s, entry in fmt.storage(spec, matrix).items()}
-    if fmt.has_json(spec):
+    if fmt.has_json(conf):
         entries[f"{layer}.comfy_quant"] = (torch.uint8, (len(encode_conf(conf)),))
     scale = "" if fmt.input_max is None else _input_scale(layer, recipe, known)
     if scale:
@@ -249,8 +249,10 @@ def _kept(model: ModelView, name: str, reason: str) -> TensorPlan:
         return TensorPlan(name, "keep", shape, None, None, reason, entries, None, before)
     layer = name.removesuffix(".weight")
     parts = stored.format.normalise(empty_parts(model.source, stored.parts), stored.conf)
+    parts = stored.format.in_form(parts, stored.conf)
     entries = {f"{layer}.{s}": (t.dtype, tuple(t.shape)) for s, t in parts.items()}
-    entries[f"{layer}.comfy_quant"] = (torch.uint8, (len(encode_conf(stored.conf)),))
+    if stored.format.has_json(stored.conf):
+        entries[f"{layer}.comfy_quant"] = (torch.uint8, (len(encode_conf(stored.conf)),))
     reason = f"{reason}; already {stored.format.id}"
     return TensorPlan(name, "keep", shape, None, None, reason, entries, stored.conf, before)
 

@@ -226,9 +226,14 @@ class Format:
         codes = (self.weight_dtype, self.packed_shape(spec, padded))
         return {"weight": codes, **self.scale_storage(spec, padded)}
 
-    def has_json(self, spec: Spec) -> bool:
-        """Whether a file describes such a layer in ``comfy_quant``; else its tensors tell."""
+    def has_json(self, conf: Mapping[str, Any]) -> bool:
+        """Whether a file describes such a layer in ``comfy_quant``; else its tensors tell. A form
+        that does without says so in ``conf["form"]``, which no file has."""
         return True
+
+    def in_form(self, parts: Parts, conf: Mapping[str, Any]) -> dict[str, Tensor]:
+        """Normalised parts as files of the form ``conf["form"]`` hold them."""
+        return dict(parts)
 
     def scale_storage(self, spec: Spec, padded: tuple[int, int]) -> Storage:
         """File tensors that hold the scales (and constants, and a grid), by suffix."""
@@ -388,6 +393,10 @@ class Format:
             orig_shape=tuple(shape or self.orig_shape(parts, conf)),
         )
         return QuantizedTensor(parts["weight"].contiguous(), self.layout, params)
+
+    def parts_of(self, weight: QuantizedTensor) -> dict[str, Tensor]:
+        """The file tensors of a running weight, by suffix: the inverse of :meth:`read`."""
+        return {f"weight{suffix}": tensor for suffix, tensor in weight.state_dict().items()}
 
     def layout_params(self, parts: Parts, conf: Mapping[str, Any]) -> dict[str, Any]:
         """Fields of the layout's ``Params`` besides dtype and shape."""

@@ -27,7 +27,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Collection, Mapping
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -39,6 +39,9 @@ from ..geometries import ABSMAX_SCALES, Geometry, Scales
 from ..grids import CodebookGrid, Grid
 from ..packing import flat_cells, flat_scales, pack_flat, unpack_flat
 from ..spec import Encoded, Spec
+
+if TYPE_CHECKING:
+    from comfy_kitchen.tensor import QuantizedTensor
 
 _NF4 = (
     *(-1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453),
@@ -89,52 +92,52 @@ class _BnbFourBit(Format):
     def unpack_codes(self, parts: Parts, conf: Mapping[str, Any]) -> Tensor:
         return unpack_flat(parts["weight"], self.orig_shape(parts, conf))
 
-    def has_json(self, spec: Spec) -> bool:
-        return spec.form != "bitsandbytes"
+    def has_json(self, conf: Mapping[str, Any]) -> bool:
+        return conf.get("form") != "bitsandbytes"
+
+    def in_form(self, parts: Parts, conf: Mapping[str, Any]) -> dict[str, Tensor]:
+        if self.has_json(conf):
+            return dict(parts)
+        fields = self.layout_params(parts, conf)
+        state = {
+            "quant_type": self.quant_type,
+            "blocksize": fields["group_size"],
+            "dtype": conf.get("dtype", _DTYPE),
+            "shape": list(self.orig_shape(parts, conf)),
+        }
+        text = torch.frombuffer(bytearray(json.dumps(state).encode()), dtype=torch.uint8)
+        return {
+            **{suffix: part for suffix, part in parts.items() if suffix != "absmax"},
+            "weight": parts["weight"].view(-1, 1),
+            "weight.absmax": parts["absmax"],
+            "weight.quant_map": fields["codebook"],
+            f"weight.quant_state.bitsandbytes__{self.quant_type}": text,
+        }
 
     def scale_storage(self, spec: Spec, padded: tuple[int, int]) -> Storage:
-        blocks = (torch.float32, (-(-padded[0] * padded[1] // self._size(spec)),))
-        if self.has_json(spec):
-            return {"absmax": blocks}
-        state = self._state(spec, padded)
-        return {
-            "weight.absmax": blocks,
-            "weight.quant_map": (torch.float32, (16,)),
-            f"weight.quant_state.bitsandbytes__{self.quant_type}": (torch.uint8, (len(state),)),
-        }
+        absmax = torch.empty(-(-padded[0] * padded[1] // self._size(spec)), device="meta")
+        parts = self._scale_parts(absmax, spec, padded)
+        return {suffix: (part.dtype, tuple(part.shape)) for suffix, part in parts.items()}
 
     def pack_scales(self, scales: Scales, spec: Spec, padded: tuple[int, int]) -> dict[str, Tensor]:
         absmax = flat_scales(scales.block, self.geometry(spec), padded[1])
-        if self.has_json(spec):
-            return {"absmax": absmax}
-        state = torch.frombuffer(bytearray(self._state(spec, padded)), dtype=torch.uint8)
-        return {
-            "weight.absmax": absmax,
-            "weight.quant_map": self._table(absmax.device),
-            f"weight.quant_state.bitsandbytes__{self.quant_type}": state,
-        }
+        return self._scale_parts(absmax, spec, padded)
+
+    def _scale_parts(self, absmax: Tensor, spec: Spec, shape: tuple[int, int]) -> dict[str, Tensor]:
+        codes = torch.empty(0, dtype=torch.uint8, device=absmax.device)
+        parts = self.in_form({"weight": codes, "absmax": absmax}, self.conf(spec, shape))
+        del parts["weight"]
+        return parts
 
     def _size(self, spec: Spec) -> int:
         return spec.group_size or self.group_sizes[0]
 
-    def _table(self, device: torch.device) -> Tensor:
-        assert isinstance(self.grid, CodebookGrid)
-        return self.grid.tables(device).values.clone()
-
-    def _state(self, spec: Spec, shape: tuple[int, int]) -> bytes:
-        """bitsandbytes' JSON of a layer."""
-        state = {
-            "quant_type": self.quant_type,
-            "blocksize": self._size(spec),
-            "dtype": _DTYPE,
-            "shape": list(shape),
-        }
-        return json.dumps(state).encode()
-
     def conf(self, spec: Spec, shape: tuple[int, int]) -> dict[str, Any]:
         assert isinstance(self.grid, CodebookGrid)
+        form = {} if spec.form in (None, self.forms[0]) else {"form": spec.form}
         return {
             **super().conf(spec, shape),
+            **form,
             "quant_type": self.quant_type,
             "dtype": _DTYPE,
             "shape": list(shape),
@@ -163,6 +166,7 @@ class _BnbFourBit(Format):
         state = _read_state(read(parts["quant_state"]), parts["quant_state"])
         conf: dict[str, Any] = {
             "format": self.id,
+            "form": "bitsandbytes",
             "group_size": state.get("blocksize"),
             "quant_type": self.quant_type,
             "dtype": state.get("dtype", _DTYPE),
@@ -240,6 +244,9 @@ class _BnbFourBit(Format):
         from ..flat_tensor import register_flat_layout
 
         return register_flat_layout()
+
+    def parts_of(self, weight: QuantizedTensor) -> dict[str, Tensor]:
+        return {"weight": weight._qdata, "absmax": weight._params.scale}
 
     def layout_params(self, parts: Parts, conf: Mapping[str, Any]) -> dict[str, Any]:
         grid = self.grid_of(parts, conf)

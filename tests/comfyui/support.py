@@ -28,7 +28,7 @@ CASES = [(name, {}) for name in formats()] + [
 ]
 """Every format, with the options that change how it is stored."""
 STOCK = [(name, options) for name, options in CASES if formats()[name].stock]
-LEAST_SNR = {"nvfp4": 20.0, "float8_e5m2": 28.0}
+LEAST_SNR = {"nvfp4": 20.0, "bnb_nf4": 20.0, "bnb_fp4": 18.0, "bnb_af4": 20.0, "float8_e5m2": 28.0}
 """dB of the final latent below which a format is broken; 32 where not listed."""
 
 
