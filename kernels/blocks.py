@@ -29,11 +29,15 @@ def expand_scale(scale: Tensor) -> Tensor:
     return scale[:, None, :, None]
 
 
-def dequantize(codes: Tensor, scale: Tensor) -> Tensor:
-    """Decode ``codes [M, N]`` (a castable dtype) with ``scale [Mb, Nb]``: float32 ``[M, N]``."""
+def dequantize(codes: Tensor, scale: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Decode ``codes [M, N]`` (a castable dtype) with ``scale [Mb, Nb]``: ``[M, N]`` of ``dtype``.
+
+    Products are made in float32 and rounded once.
+    """
     m, n = codes.shape
     mb, nb = scale.shape
     if m == 0 or n == 0:
-        return torch.zeros(m, n, dtype=torch.float32, device=codes.device)
-    values = codes.to(torch.float32, copy=True)
-    return block_view(values, m // mb, n // nb).mul_(expand_scale(scale.float())).view(m, n)
+        return torch.zeros(m, n, dtype=dtype, device=codes.device)
+    values = codes.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
+    values = block_view(values, m // mb, n // nb).mul_(expand_scale(scale.float())).view(m, n)
+    return values.to(dtype)

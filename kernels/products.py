@@ -1,81 +1,57 @@
-"""Products of two block-scaled matrices, ``x @ w.T``, on the hardware's 8-bit units where it has
-them.
+"""Products with block-scaled weights, ``x @ w.T + bias``, in PyTorch: what kernels are held to.
 
 ``x`` carries one scale a row and group of columns, ``w`` one a row (or block of rows) and the same
-groups. For one group at a time the scales leave the sum, so the sum runs in 8 bits::
+groups. For one group at a time the scales leave the sum, so hardware can sum in 8 bits::
 
     y[t, n] = Σ_g x_scale[t, g] · w_scale[n, g] · Σ_{k ∈ g} x[t, k] · w[n, k]
+
+Here the weight is decoded a few rows at a time and multiplied in floating point: what a product
+needs besides its operands and result does not grow with the weight.
 """
 
 from __future__ import annotations
 
-from functools import cache
-
 import torch
 from torch import Tensor
 
+from .activations import quantize_rows
 from .blocks import dequantize
 
-_FLOAT8 = (torch.float8_e4m3fn,)
+_TILE = 1 << 22
+"""Weights decoded at once."""
 
 
-@cache
-def _probe_int8(device: str) -> bool:
-    """Whether ``torch._int_mm`` runs on ``device``."""
-    a = torch.ones(32, 32, dtype=torch.int8, device=device)
-    try:
-        return bool((torch._int_mm(a, a.t()) == 32).all())
-    except (RuntimeError, NotImplementedError):
-        return False
+def row_tiles(rows: int, columns: int, multiple: int) -> list[slice]:
+    """Rows of a matrix a tile at a time, whole multiples of ``multiple`` in each."""
+    step = max(_TILE // max(columns, 1) // multiple, 1) * multiple
+    return [slice(start, min(start + step, rows)) for start in range(0, rows, step)]
 
 
-@cache
-def _probe_float8(device: str, out_dtype: torch.dtype) -> bool:
-    """Whether ``torch._scaled_mm`` takes one scale a row on ``device`` (CUDA, compute ≥ 8.9).
+def decoded_linear(
+    x: Tensor, w: Tensor, w_scale: Tensor, bias: Tensor | None, weight_dtype: torch.dtype
+) -> Tensor:
+    """Multiply with the decoded weight, in the dtype of ``x``.
 
-    Sums over several groups need float32 out of it, which some devices have and others refuse.
+    Args:
+        x: floating ``[T, K]``.
+        w: codes ``[N, K]``.
+        w_scale: float32 ``[Nb, G]``; ``Nb`` divides ``N``, ``G`` divides ``K``.
+        bias: ``[N]`` or None.
+        weight_dtype: the dtype the weight stands for; decoded values are rounded to it first.
+
+    Returns:
+        ``[T, N]`` in the dtype of ``x``.
     """
-    if not device.startswith("cuda"):
-        return False
-    a = torch.ones(32, 32, device=device).to(torch.float8_e4m3fn)
-    one = torch.ones(32, 1, device=device)
-    try:
-        y = torch._scaled_mm(a, a.t(), scale_a=one, scale_b=one.t(), out_dtype=out_dtype)
-        return bool((y == 32).all())
-    except (RuntimeError, NotImplementedError, TypeError):
-        return False
-
-
-def hardware_product(dtype: torch.dtype, device: torch.device, groups: int = 1) -> bool:
-    """Whether ``device`` multiplies matrices of ``dtype`` codes in ``groups`` without decoding."""
-    if dtype == torch.int8:
-        return _probe_int8(str(device))
-    return dtype in _FLOAT8 and _probe_float8(str(device), _partial_dtype(groups))
-
-
-def _partial_dtype(groups: int) -> torch.dtype:
-    """Dtype of FP8 partial products: what is summed over groups is float32."""
-    return torch.bfloat16 if groups == 1 else torch.float32
-
-
-def _int8_group(x: Tensor, w: Tensor) -> Tensor:
-    """``x [T, K] @ w [N, K].T`` in INT8 with INT32 sums, padded to what the CUDA kernel takes."""
-    t, k = x.shape
-    n = w.shape[0]
-    if x.is_cuda:
-        pad_t, pad_k, pad_n = max(17 - t, 0), -k % 8, -n % 8
-        if pad_t or pad_k:
-            x = torch.nn.functional.pad(x, (0, pad_k, 0, pad_t))
-        if pad_n or pad_k:
-            w = torch.nn.functional.pad(w, (0, pad_k, 0, pad_n))
-    return torch._int_mm(x.contiguous(), w.contiguous().t())[:t, :n]
-
-
-def _fits_hardware(w: Tensor, groups: int) -> bool:
-    if not hardware_product(w.dtype, w.device, groups):
-        return False
     n, k = w.shape
-    return w.dtype == torch.int8 or (k // groups % 16 == 0 and n % 16 == 0)
+    out = torch.empty(x.shape[0], n, dtype=x.dtype, device=x.device)
+    if bias is not None:
+        bias = bias.to(x.dtype)
+    rows = n // max(w_scale.shape[0], 1)
+    for part in row_tiles(n, k, rows):
+        tile = dequantize(w[part], w_scale[_blocks(part, rows)], weight_dtype).to(x.dtype)
+        mine = None if bias is None else bias[part]
+        out[:, part] = torch.nn.functional.linear(x, tile, mine)
+    return out
 
 
 def scaled_linear(
@@ -97,28 +73,60 @@ def scaled_linear(
         out_dtype: dtype of the result.
 
     Returns:
-        ``[T, N]`` in ``out_dtype``. Hardware and eager paths sum the same products in float32 and
-        agree to the rounding of ``out_dtype``.
+        ``[T, N]`` in ``out_dtype``, summed in float32. Other implementations sum the same products
+        and agree to float32's rounding of the sum, and to the rounding of ``out_dtype``.
     """
-    (t, k), n, groups = x.shape, w.shape[0], x_scale.shape[1]
-    group = k // groups
-    if t == 0 or not _fits_hardware(w, groups):
-        y = dequantize(x, x_scale) @ dequantize(w, w_scale).t()
-    else:
-        rows = w_scale.float().repeat_interleave(n // w_scale.shape[0], dim=0)  # [N, G]
-        y = torch.zeros(t, n, dtype=torch.float32, device=x.device)
-        for g in range(groups):
-            part = slice(g * group, (g + 1) * group)
-            if w.dtype == torch.int8:
-                y.addcmul_(_int8_group(x[:, part], w[:, part]) * x_scale[:, g, None], rows[:, g])
-            else:
-                y += torch._scaled_mm(
-                    x[:, part].contiguous(),
-                    w[:, part].contiguous().t(),
-                    scale_a=x_scale[:, g, None].contiguous(),
-                    scale_b=rows[None, :, g].contiguous(),
-                    out_dtype=_partial_dtype(groups),
-                )
-    if bias is not None:
-        y += bias
-    return y.to(out_dtype)
+    (t, k), n = x.shape, w.shape[0]
+    out = torch.empty(t, n, dtype=out_dtype, device=x.device)
+    if not out.numel():
+        return out
+    values, rows = dequantize(x, x_scale), n // w_scale.shape[0]
+    for part in row_tiles(n, k, rows):
+        y = values @ dequantize(w[part], w_scale[_blocks(part, rows)]).t()
+        if bias is not None:
+            y += bias[part]
+        out[:, part] = y
+    return out
+
+
+def scaled_linear_quantized(
+    x: Tensor,
+    x_scale: Tensor,
+    w: Tensor,
+    w_scale: Tensor,
+    bias: Tensor | None,
+    out_group: int,
+    gelu: str | None = None,
+) -> tuple[Tensor, Tensor]:
+    """:func:`scaled_linear`, then a GELU if asked, then quantized again to the dtype of ``x``.
+
+    Args:
+        out_group: columns of the result that share a scale; the last group may be shorter.
+        gelu: None, or GELU's ``approximate``, ``"tanh"`` or ``"none"``.
+
+    Returns:
+        Codes ``[T, N]`` and float32 scales ``[T, ⌈N / out_group⌉]``.
+    """
+    y = scaled_linear(x, x_scale, w, w_scale, bias)
+    if gelu is not None:
+        y = torch.nn.functional.gelu(y, approximate=gelu)
+    n = y.shape[1]
+    padded = torch.nn.functional.pad(y, (0, -n % out_group))
+    codes, scale = quantize_rows(padded, x.dtype, out_group)
+    return codes[:, :n].contiguous(), scale
+
+
+def coded_linear(
+    x: Tensor, w: Tensor, w_scale: Tensor, bias: Tensor | None, weight_dtype: torch.dtype
+) -> Tensor:
+    """Quantize ``x`` to the grid of ``w``, by row and group, and multiply codes.
+
+    Arguments and result as :func:`decoded_linear`.
+    """
+    codes, scale = quantize_rows(x, w.dtype, w.shape[1] // w_scale.shape[1])
+    return scaled_linear(codes, scale, w, w_scale, bias, x.dtype)
+
+
+def _blocks(part: slice, rows: int) -> slice:
+    """The scale rows of weight rows ``part``, in blocks of ``rows``."""
+    return slice(part.start // rows, part.stop // rows)

@@ -36,6 +36,12 @@ class OwnLayout(QuantizedLayout):
         """``tensor`` reshaped to ``size`` as codes; None where that needs decoding."""
         return None
 
+    @classmethod
+    def gelu(cls, tensor: QuantizedTensor, approximate: str) -> QuantizedTensor:
+        """GELU of a tensor as stored, quantized again."""
+        out = torch.nn.functional.gelu(tensor.dequantize(), approximate=approximate)
+        return tensor.requantize_from_float(out)
+
 
 def _is_ours(value: object) -> bool:
     return isinstance(value, QuantizedTensor) and issubclass(value.layout_cls, OwnLayout)
@@ -113,8 +119,9 @@ for _op in (aten.view.default, aten.reshape.default, aten._unsafe_view.default):
 @register_layout_op(aten.gelu.default, OwnLayout)
 def _gelu(qt: Any, args: Any, kwargs: Any) -> Any:
     tensor = args[0]
-    out = torch.nn.functional.gelu(tensor.dequantize(), **kwargs)
-    return out if tensor._params.transposed else tensor.requantize_from_float(out)
+    if tensor._params.transposed:
+        return torch.nn.functional.gelu(tensor.dequantize(), **kwargs)
+    return tensor.layout_cls.gelu(tensor, kwargs.get("approximate", "none"))
 
 
 @register_layout_op(aten.add_.Tensor, OwnLayout)

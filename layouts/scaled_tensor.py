@@ -26,10 +26,10 @@ from comfy_kitchen.tensor.base import (
 )
 from torch import Tensor
 
-from ..kernels import dequantize, hardware_product, scaled_linear
+from .. import kernels
 from .codec import encode
 from .geometries import Geometry, Scales
-from .grids import Grid
+from .grids import E4M3, INT8, Grid
 from .own_tensor import OwnLayout
 
 
@@ -69,9 +69,14 @@ class ScaledLayout(OwnLayout):
             scale_ndim: dimensions of the stored scale, 0 to 3; by default 2.
         """
         matrix = tensor.reshape(-1, tensor.shape[-1])
-        values = matrix.to(torch.float32).contiguous()
         shape = (matrix.shape[0], matrix.shape[1])
         geometry = Geometry(*block)
+        seeded = stochastic_rounding is not None and stochastic_rounding > 0
+        if cls.GRID in (INT8, E4M3) and not isinstance(scale, Tensor) and not seeded:
+            rows, cols = geometry.block(shape)
+            codes, stored = kernels.quantize_blocks(matrix, cls.GRID.dtype, rows, cols)
+            return cls._wrap(tensor, codes, stored, scale_ndim)
+        values = matrix.to(torch.float32).contiguous()
         if isinstance(scale, Tensor):
             scales = Scales(scale.float().reshape(geometry.grid_shape(shape)))
         elif tensor.numel() == 0:
@@ -79,11 +84,17 @@ class ScaledLayout(OwnLayout):
         else:
             scales = geometry.scales(values, cls.GRID)
         generator = None
-        if stochastic_rounding and stochastic_rounding > 0:
+        if stochastic_rounding and seeded:
             generator = torch.Generator(tensor.device).manual_seed(stochastic_rounding)
         fresh = values.data_ptr() != tensor.data_ptr() or inplace_ops
         codes = encode(values, cls.GRID, scales, generator=generator, inplace=fresh)
-        stored = scales.block
+        return cls._wrap(tensor, codes, scales.block, scale_ndim)
+
+    @classmethod
+    def _wrap(
+        cls, tensor: Tensor, codes: Tensor, stored: Tensor, scale_ndim: int | None
+    ) -> tuple[Tensor, Params]:
+        """Codes and ``Params`` of ``tensor``, its scales ``[Mb, Nb]`` in their stored shape."""
         if scale_ndim is not None and scale_ndim < 2:
             stored = stored.flatten() if scale_ndim else stored.reshape(())
         elif scale_ndim == 3:
@@ -103,8 +114,8 @@ class ScaledLayout(OwnLayout):
     def dequantize(cls, qdata: Tensor, params: Params) -> Tensor:
         """Decode to ``orig_dtype`` in the stored orientation."""
         matrix = qdata.reshape(-1, qdata.shape[-1])
-        values = dequantize(matrix, cls.scale_grid(qdata, params))
-        return values.view(qdata.shape).to(params.orig_dtype)
+        values = kernels.dequantize(matrix, cls.scale_grid(qdata, params), params.orig_dtype)
+        return values.view(qdata.shape)
 
     @classmethod
     def get_plain_tensors(cls, qtensor: QuantizedTensor) -> tuple[Tensor, Tensor]:
@@ -128,23 +139,28 @@ class ScaledLayout(OwnLayout):
     @classmethod
     def multiply(cls, x: Any, weight: QuantizedTensor, bias: Tensor | None) -> Tensor:
         codes, w_scale = weight._qdata, cls.scale_grid(weight._qdata, weight._params)
-        group = codes.shape[1] // w_scale.shape[1]
-        if isinstance(x, QuantizedTensor) and not (
-            x._layout_cls == weight._layout_cls
-            and not x._params.transposed
-            and cls.scale_grid(x._qdata, x._params).shape
-            == (x._qdata.numel() // codes.shape[1], w_scale.shape[1])
-        ):
-            x = x.dequantize()
         if not isinstance(x, QuantizedTensor):
-            if not hardware_product(codes.dtype, codes.device, w_scale.shape[1]):
-                w = cls.dequantize(codes, weight._params).to(x.dtype)
-                return torch.nn.functional.linear(x, w, None if bias is None else bias.to(x.dtype))
-            x = QuantizedTensor.from_float(x, weight._layout_cls, block=(1, group))
-        x_codes = x._qdata.reshape(-1, codes.shape[1])
+            return kernels.linear(x, codes, w_scale, bias, weight._params.orig_dtype)
+        rows = x._qdata.numel() // codes.shape[1]
         x_scale = cls.scale_grid(x._qdata, x._params)
-        out = scaled_linear(x_codes, x_scale, codes, w_scale, bias, x._params.orig_dtype)
+        same = x._layout_cls == weight._layout_cls and not x._params.transposed
+        if not same or x_scale.shape != (rows, w_scale.shape[1]):
+            return cls.multiply(x.dequantize(), weight, bias)
+        x_codes = x._qdata.reshape(rows, codes.shape[1])
+        out = kernels.scaled_linear(x_codes, x_scale, codes, w_scale, bias, x._params.orig_dtype)
         return out.view(*x.shape[:-1], codes.shape[0])
+
+    @classmethod
+    def gelu(cls, tensor: QuantizedTensor, approximate: str) -> QuantizedTensor:
+        """In one pass where scales follow the rows."""
+        params, cols = tensor._params, tensor._qdata.shape[-1]
+        grid = cls.scale_grid(tensor._qdata, params)
+        if cls.GRID not in (INT8, E4M3) or grid.shape[0] * cols != tensor.numel():
+            return super().gelu(tensor, approximate)
+        matrix, group = tensor._qdata.reshape(-1, cols), cols // grid.shape[1]
+        codes, scale = kernels.gelu_quantize(matrix, grid, matrix.dtype, group, approximate)
+        params = dataclasses.replace(params, scale=scale.view(params.scale.shape))
+        return QuantizedTensor(codes.view(tensor._qdata.shape), tensor._layout_cls, params)
 
     @classmethod
     def viewed(cls, tensor: QuantizedTensor, size: tuple[int, ...]) -> QuantizedTensor | None:
