@@ -148,6 +148,7 @@ def linear_4bit(
     group_size: int,
     shape: tuple[int, int],
     bias: Tensor | None,
+    *,
     tile: Tile,
     interpreted: bool = False,
 ) -> Tensor:

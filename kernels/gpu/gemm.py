@@ -187,6 +187,7 @@ def scaled_linear(
     w_scale: Tensor,
     bias: Tensor | None,
     out_dtype: torch.dtype,
+    *,
     tile: Tile,
 ) -> Tensor:
     """See :func:`...products.scaled_linear`; ``tile.k`` divides the columns that share a scale."""
@@ -203,6 +204,7 @@ def scaled_linear_quantized(
     bias: Tensor | None,
     out_group: int,
     gelu: str | None,
+    *,
     tile: Tile,
 ) -> tuple[Tensor, Tensor]:
     """See :func:`...products.scaled_linear_quantized`; ``tile.n`` is ``out_group``."""
