@@ -15,6 +15,8 @@ def pack_high_first(codes: Tensor) -> Tensor:
 
 def unpack_high_first(packed: Tensor) -> Tensor:
     """Inverse of :func:`pack_high_first`."""
+    if packed.is_meta:
+        return _shape_only(packed)
     return torch.stack((packed >> 4, packed & 0x0F), dim=-1).view(packed.shape[0], -1)
 
 
@@ -30,7 +32,15 @@ def pack_low_first(codes: Tensor) -> Tensor:
 def unpack_low_first(packed: Tensor) -> Tensor:
     """Inverse of :func:`pack_low_first`: uint8 0..15, ``[M, N]``."""
     packed = packed.view(torch.uint8)
+    if packed.is_meta:
+        return _shape_only(packed)
     return torch.stack((packed & 0x0F, packed >> 4), dim=-1).view(packed.shape[0], -1)
+
+
+def _shape_only(packed: Tensor) -> Tensor:
+    """Unpacked codes without values. Bit operations on such tensors import torch's compiler, which
+    takes longer than everything that shapes are asked for."""
+    return packed.new_empty((packed.shape[0], 2 * packed.shape[1]))
 
 
 def pack_flat(codes: Tensor) -> Tensor:
@@ -44,6 +54,8 @@ def pack_flat(codes: Tensor) -> Tensor:
 
 def unpack_flat(packed: Tensor, shape: tuple[int, int]) -> Tensor:
     """Inverse of :func:`pack_flat` for a matrix of ``shape``."""
+    if packed.is_meta:
+        return packed.new_empty(shape)
     flat = packed.reshape(-1)
     codes = torch.stack((flat >> 4, flat & 0x0F), dim=-1).view(-1)
     return codes[: shape[0] * shape[1]].view(shape)

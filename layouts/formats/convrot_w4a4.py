@@ -66,6 +66,8 @@ class ConvRotW4A4(Format):
 
     def unpack_codes(self, parts: Parts, conf: Mapping[str, Any]) -> Tensor:
         codes = unpack_low_first(parts["weight"])
+        if codes.is_meta:
+            return codes.view(torch.int8)  # arithmetic without values imports torch's compiler
         return codes.bitwise_xor_(8).view(torch.int8).sub_(8)  # two's complement of four bits
 
     def conf(self, spec: Spec, shape: tuple[int, int]) -> dict[str, Any]:
