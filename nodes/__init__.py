@@ -11,11 +11,15 @@ from .compare_models import CompareModels
 from .extract_error_lora import ExtractErrorLora
 from .finish_capture import FinishCapture
 from .inspect_file import InspectFile
+from .layer_rule import LayerRule
 from .load_calibration import LoadCalibration
 from .load_checkpoint import LoadCheckpoint
 from .load_clip import LoadCLIP
 from .load_diffusion_model import LoadDiffusionModel
+from .load_recipe import LoadRecipe
 from .merge_calibrations import MergeCalibrations
+from .plan_quantization import PlanQuantization
+from .quantization_recipe import QuantizationRecipe
 from .quantize_clip import QuantizeCLIP
 from .quantize_file import QuantizeFile
 from .quantize_model import QuantizeModel
@@ -31,6 +35,10 @@ NODES: tuple[type[io.ComfyNode], ...] = (
     QuantizeModel,
     QuantizeCLIP,
     QuantizeFile,
+    PlanQuantization,
+    QuantizationRecipe,
+    LayerRule,
+    LoadRecipe,
     CalibrateSampler,
     CaptureActivations,
     CaptureCLIP,

@@ -8,15 +8,20 @@ from typing import Any, get_args
 
 from comfy_api.latest import io
 
-from ..converters import Recipe
+from ..converters import Recipe, Rule
+from ..converters.layer_config import DEFAULT
+from ..converters.options import Rounding
 from ..converters.presets import load_presets
 from ..converters.rounding import CalibratedOptions, LearnedOptions
 from ..converters.strict import Strict
 from ..errors import RecipeError
 from ..layouts import Format, formats
 from ..layouts.transforms import GROUP_SIZES
+from ._types import Recipe as RecipeType
 
 _SWITCH = {"on": True, "off": False}
+_KEEP = "keep in high precision"
+_AS_RECIPE = "as the recipe"
 
 FIRST = ("int8_tensorwise", "float8_e4m3fn", "mxfp8", "nvfp4")
 """Formats offered first, the recommended one at the top; the others follow."""
@@ -31,6 +36,67 @@ def format_input() -> io.DynamicCombo.Input:
         "format",
         options=[io.DynamicCombo.Option(name, _options(known[name])) for name in names],
         tooltip=f"How the weights are stored. Keep the first if unsure.\n{listing}",
+    )
+
+
+def rule_inputs() -> list[io.Input]:
+    """What a rule says of its layers: a format with its options, or nothing of the kind."""
+    known = formats()
+    names = [*FIRST, *(name for name in known if name not in FIRST)]
+    return [
+        io.DynamicCombo.Input(
+            "format",
+            options=[
+                io.DynamicCombo.Option(_KEEP, []),
+                *(io.DynamicCombo.Option(name, _options(known[name])) for name in names),
+            ],
+            tooltip="How these layers are stored, or that they are not quantized.",
+        ),
+        io.Combo.Input(
+            "rounding",
+            options=[_AS_RECIPE, *get_args(Rounding)],
+            default=_AS_RECIPE,
+            advanced=True,
+            tooltip="How the codes of these layers are chosen.",
+        ),
+        _switch("scale_search", _AS_RECIPE, "Search the scales of these layers."),
+        _switch(
+            "full_precision_matmul",
+            _AS_RECIPE,
+            "Decode the weights of these layers before each product: for the few that suffer most "
+            "when their inputs are quantized.",
+        ),
+    ]
+
+
+def fallback_input() -> io.DynamicCombo.Input:
+    """The format for layers that would be kept."""
+    known = formats()
+    names = [*FIRST, *(name for name in known if name not in FIRST)]
+    return io.DynamicCombo.Input(
+        "fallback",
+        options=[
+            io.DynamicCombo.Option(_KEEP, []),
+            *(io.DynamicCombo.Option(name, _options(known[name])) for name in names),
+        ],
+        tooltip="What becomes of layers that the preset or exclude would keep: a format, usually a "
+        "more exact one, makes the file smaller still.",
+    )
+
+
+def recipe_input() -> io.Input:
+    """A recipe that stands for the node's own settings."""
+    return RecipeType.Input(
+        "recipe",
+        optional=True,
+        tooltip="Settings from Quantization Recipe or Load Recipe; where connected, those of this "
+        "node do not count.",
+    )
+
+
+def _switch(name: str, default: str, tooltip: str) -> io.Input:
+    return io.Combo.Input(
+        name, options=[default, "on", "off"], default=default, advanced=True, tooltip=tooltip
     )
 
 
@@ -217,13 +283,18 @@ def make_recipe(
     bias_correction: bool = True,
     input_scale: str = "auto",
     exclude: str = "",
+    rules: tuple[Rule, ...] = (),
+    fallback: Mapping[str, Any] | None = None,
+    layer_config: str = "",
+    layer_config_match: str = "search",
+    recipe: Recipe | None = None,
 ) -> Recipe:
-    """The recipe for what the inputs say. Raises :class:`~roundsmith.errors.RecipeError`."""
-    scaling = format.get("scaling")
-    convrot = format.get("convrot", "none")
-    if convrot == "none" or (convrot == "auto" and scaling == "tensor"):
-        convrot = None
-    group_size = format.get("group_size")
+    """The recipe for what the inputs say; ``recipe`` itself where one is connected.
+
+    Raises :class:`~roundsmith.errors.RecipeError`.
+    """
+    if recipe is not None:
+        return recipe
     method = dict(rounding or {"rounding": "auto"})
     kind = method.pop("rounding")
     text = method.pop("settings", "")
@@ -231,12 +302,7 @@ def make_recipe(
     return Recipe(
         rounding=kind,
         **({kind: settings} if settings else {}),
-        format=format["format"],
-        scaling=scaling,
-        convrot=int(convrot) if convrot not in (None, "auto") else convrot,
-        group_size=int(group_size) if group_size else None,
-        variant=format.get("variant"),
-        form=format.get("form"),
+        **_format_options(format),
         preset=None if preset == "none" else preset,
         scale_search=_SWITCH.get(scale_search),
         full_precision_matrix_mult=_SWITCH.get(full_precision_matmul),
@@ -244,7 +310,62 @@ def make_recipe(
         bias_correction=bias_correction,
         input_scale=input_scale,
         exclude=tuple(line.strip() for line in exclude.splitlines() if line.strip()),
+        rules=tuple(rules),
+        fallback=_fallback(fallback),
+        layer_config=_json_object("layer_config", layer_config),
+        layer_config_match=layer_config_match,
     )
+
+
+def make_rule(match: str, format: Mapping[str, Any], rounding: str, **switches: str) -> Rule:
+    """The rule for what Layer Rule's inputs say. Raises :class:`~roundsmith.errors.RecipeError`."""
+    if not match.strip():
+        raise RecipeError("Layer Rule: match is empty; give a pattern, for example attn")
+    if format["format"] == _KEEP:
+        return Rule(match=match.strip(), skip=True)
+    return Rule(
+        match=match.strip(),
+        rounding=None if rounding == _AS_RECIPE else rounding,
+        full_precision_matrix_mult=_SWITCH.get(switches["full_precision_matmul"]),
+        scale_search=_SWITCH.get(switches["scale_search"]),
+        **_format_options(format),
+    )
+
+
+def _format_options(format: Mapping[str, Any]) -> dict[str, Any]:
+    """A format choice's settings, by the names of a recipe's fields."""
+    scaling = format.get("scaling")
+    convrot = format.get("convrot", "none")
+    if convrot == "none" or (convrot == "auto" and scaling == "tensor"):
+        convrot = None
+    group_size = format.get("group_size")
+    return {
+        "format": format["format"],
+        "scaling": scaling,
+        "convrot": int(convrot) if convrot not in (None, "auto") else convrot,
+        "group_size": int(group_size) if group_size else None,
+        "variant": format.get("variant"),
+        "form": format.get("form"),
+    }
+
+
+def _fallback(format: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    if format is None or format["fallback"] == _KEEP:
+        return None
+    return _format_options({**format, "format": format["fallback"]})
+
+
+def _json_object(name: str, text: str) -> dict[str, Any]:
+    """The JSON object of a text input; empty for an empty one."""
+    if not text.strip():
+        return {}
+    try:
+        found = json.loads(text)
+    except ValueError as error:
+        raise RecipeError(f"{name}: not valid JSON ({error})") from error
+    if not isinstance(found, dict):
+        raise RecipeError(f"{name}: a JSON object is wanted, not a {type(found).__name__}")
+    return {k: v for k, v in found.items() if k == DEFAULT or not k.startswith("_")}
 
 
 def _settings(text: str) -> dict[str, Any]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from comfy_api.latest import io, ui
 
 from ..bridge.progress import show_text
-from ..converters import Report
+from ..converters import Recipe, Report
 
 
 def brief(report: Report) -> str:
@@ -32,3 +33,9 @@ def shown(text: str) -> io.NodeOutput:
     """No output but a text on the node."""
     show_text(text)
     return io.NodeOutput(ui=ui.PreviewText(text))
+
+
+def with_json(recipe: Recipe) -> io.NodeOutput:
+    """A recipe and its JSON, which shows on the node."""
+    text = json.dumps(json.loads(recipe.to_json()), indent=2)
+    return io.NodeOutput(recipe, text, ui=ui.PreviewText(text))

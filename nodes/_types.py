@@ -9,3 +9,9 @@ Calibration = io.Custom("ROUNDSMITH_CALIBRATION")
 
 Capture = io.Custom("ROUNDSMITH_CAPTURE")
 """A recording in the making: :class:`roundsmith.bridge.recording.Recording`."""
+
+Recipe = io.Custom("ROUNDSMITH_RECIPE")
+"""Every setting of a conversion: :class:`roundsmith.converters.Recipe`."""
+
+Rules = io.Custom("ROUNDSMITH_RULES")
+"""Settings by layer, in order: a tuple of :class:`roundsmith.converters.Rule`."""

@@ -7,7 +7,7 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..bridge.quantizing import quantize_clip
-from ._recipe import format_input, make_recipe, recipe_inputs
+from ._recipe import format_input, make_recipe, recipe_input, recipe_inputs
 from ._result import brief, with_report
 from ._types import Calibration
 
@@ -32,8 +32,9 @@ class QuantizeCLIP(io.ComfyNode):
                     "calibration",
                     optional=True,
                     tooltip="Statistics of what the layers see, from a Calibrate or Capture node. "
-                    "Without them the text encoders calibrate themselves on built-in text."
+                    "Without them the text encoders calibrate themselves on built-in text.",
                 ),
+                recipe_input(),
             ],
             outputs=[
                 io.Clip.Output(tooltip="The quantized text encoders."),

@@ -8,7 +8,7 @@ from comfy_api.latest import io
 
 from ..bridge.files import quantize_file
 from ..bridge.paths import FOLDERS, list_sources
-from ._recipe import format_input, make_recipe, recipe_inputs
+from ._recipe import format_input, make_recipe, recipe_input, recipe_inputs
 from ._result import brief, with_report
 from ._types import Calibration
 
@@ -60,6 +60,7 @@ class QuantizeFile(io.ComfyNode):
                     tooltip="Statistics of what the layers see, from a Calibrate or Capture node "
                     "on the same model. Without them a file is rounded to nearest.",
                 ),
+                recipe_input(),
             ],
             outputs=[
                 io.String.Output("path", tooltip="The file that was written."),

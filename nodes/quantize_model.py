@@ -7,7 +7,7 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..bridge.quantizing import quantize_model
-from ._recipe import format_input, make_recipe, recipe_inputs
+from ._recipe import format_input, make_recipe, recipe_input, recipe_inputs
 from ._result import brief, with_report
 from ._types import Calibration
 
@@ -32,7 +32,7 @@ class QuantizeModel(io.ComfyNode):
                     "calibration",
                     optional=True,
                     tooltip="Statistics of what the layers see, from a Calibrate or Capture node. "
-                    "Without them the model calibrates itself on a few short runs of its own."
+                    "Without them the model calibrates itself on a few short runs of its own.",
                 ),
                 io.Clip.Input(
                     "clip",
@@ -40,6 +40,7 @@ class QuantizeModel(io.ComfyNode):
                     tooltip="Text encoders for the prompts the model calibrates itself on. "
                     "Unconnected, it is given random and empty prompts, which is nearly as good.",
                 ),
+                recipe_input(),
             ],
             outputs=[
                 io.Model.Output(tooltip="The quantized model."),

@@ -60,7 +60,7 @@ def test_a_beginner_sees_model_format_and_rounding(base):
     schema = next(n for n in NODES if n.__name__ == "QuantizeModel").GET_SCHEMA()
     plain = [i for i in schema.inputs if not getattr(i, "advanced", None)]
     assert [i.id for i in plain if not i.optional] == ["model", "format", "rounding"]
-    assert [i.id for i in plain if i.optional] == ["calibration", "clip"]
+    assert [i.id for i in plain if i.optional] == ["calibration", "clip", "recipe"]
 
 
 @pytest.mark.parametrize("name", ["QuantizeModel", "QuantizeCLIP", "QuantizeFile"])

@@ -1,0 +1,64 @@
+"""Plan Quantization."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from comfy_api.latest import io, ui
+
+from ..bridge.paths import list_sources, resolve_source
+from ..bridge.progress import show_text
+from ..converters import plan_file
+from ..converters.plan import template
+from ..converters.report import human_bytes, make_report
+from ._recipe import format_input, make_recipe, recipe_input, recipe_inputs
+
+
+class PlanQuantization(io.ComfyNode):
+    """What quantizing a file would do, to the byte."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="RoundsmithPlanQuantization",
+            display_name="Plan Quantization",
+            category="Roundsmith/plan",
+            description="Shows what quantizing a file would make of each layer and why, and the "
+            "size of the result to the byte. No weight is read and nothing is written.",
+            search_aliases=["dry run", "how big", "preview quantization", "layer names"],
+            is_output_node=True,
+            inputs=[
+                io.Combo.Input(
+                    "source",
+                    options=list_sources(),
+                    tooltip="A safetensors file from the diffusion model, text encoder or "
+                    "checkpoint folder.",
+                ),
+                format_input(),
+                *recipe_inputs(),
+                recipe_input(),
+            ],
+            outputs=[
+                io.String.Output("table", tooltip="A line for each layer, then the totals."),
+                io.Int.Output("bytes", tooltip="Size of the file it would make."),
+                io.String.Output(
+                    "layer_config",
+                    tooltip="The plan as a layer config to edit, for Quantization Recipe.",
+                ),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, source: str, format: dict[str, Any], **options: Any) -> io.NodeOutput:
+        settings = make_recipe(format, **options)
+        plan = plan_file(resolve_source(source), settings)
+        report = make_report(plan, {}, (), 0.0, settings.to_json())
+        kept = sum(t.action == "keep" for t in plan.tensors)
+        before = sum(t.bytes_before for t in plan.tensors)
+        summary = (
+            f"{human_bytes(before)} → {human_bytes(plan.size)}, {report.quantized} layers "
+            f"quantized, {kept} kept"
+        )
+        show_text(summary)
+        table = f"{report.table()}\nthe file would take {plan.size:,} bytes"
+        return io.NodeOutput(table, plan.size, template(plan), ui=ui.PreviewText(summary))
