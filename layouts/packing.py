@@ -79,21 +79,23 @@ def blocked_shape(rows: int, cols: int) -> tuple[int, int]:
 
 
 def block_scales(scales: Tensor) -> Tensor:
-    """Arrange a scale grid ``[Mb, Nb]`` in cuBLAS's tiled layout, padded with zeros."""
-    if scales.numel() == 0:
-        return scales.new_zeros(blocked_shape(*scales.shape))
-    from comfy_kitchen.float_utils import to_blocked
+    """Arrange a scale grid ``[Mb, Nb]`` in cuBLAS's tiled layout, padded with zeros.
 
-    return to_blocked(scales, flatten=False)
+    A tile is 128 × 4; in it come, for each row modulo 32, its four rows 32 apart. As
+    comfy-kitchen's ``to_blocked``, whose import brings torch's compiler along.
+    """
+    rows, cols = scales.shape
+    padded = scales.new_zeros(blocked_shape(rows, cols))
+    padded[:rows, :cols] = scales
+    tiles = padded.view(padded.shape[0] // 128, 4, 32, padded.shape[1] // 4, 4)
+    return tiles.permute(0, 3, 2, 1, 4).reshape(padded.shape)
 
 
 def unblock_scales(stored: Tensor, rows: int, cols: int) -> Tensor:
     """Inverse of :func:`block_scales` for a grid of ``rows × cols``."""
-    if rows == 0 or cols == 0:
-        return stored.new_zeros(rows, cols)
-    from comfy_kitchen.float_utils import from_blocked
-
-    return from_blocked(stored, num_rows=rows, num_cols=cols)
+    padded = blocked_shape(rows, cols)
+    tiles = stored.reshape(padded[0] // 128, padded[1] // 4, 32, 4, 4)
+    return tiles.permute(0, 3, 2, 1, 4).reshape(padded)[:rows, :cols]
 
 
 def to_e8m0(scales: Tensor) -> Tensor:
