@@ -25,10 +25,12 @@ class ModelView:
         names: the logical tensors in file order; scales and JSON of quantized layers are not among
             them.
         notes: what was odd about the source.
+
+    With ``problems``, layers that cannot be read count as plain tensors, and it takes the reason.
     """
 
-    def __init__(self, source: Source) -> None:
-        found = stored_layers(source)
+    def __init__(self, source: Source, problems: dict[str, str] | None = None) -> None:
+        found = stored_layers(source, problems)
         self.source = source
         self.stored = found.layers
         self.notes = found.notes

@@ -8,7 +8,7 @@ from comfy_api.latest import io, ui
 
 from ..bridge.paths import list_sources, resolve_source
 from ..bridge.progress import show_text
-from ..converters.inspection import inspect_file
+from ..converters.inspecting import inspect_file
 
 
 class InspectFile(io.ComfyNode):

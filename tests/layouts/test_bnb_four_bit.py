@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from roundsmith import Recipe, load_file, quantize_file
-from roundsmith.converters.inspection import inspect_file
+from roundsmith.converters.inspecting import inspect_file
 from roundsmith.converters.rounding import nearest
 from roundsmith.errors import FormatError, RecipeError
 from roundsmith.layouts import Spec, formats, get_format
