@@ -39,6 +39,7 @@ FP8 = "TensorCoreFP8Layout"
 INT8_LAYOUT = "TensorWiseINT8Layout"
 BLOCK = ("--scaling_mode", "block", "--block_size")
 ROTATED = {"per_channel": True, "convrot": True, "convrot_groupsize": 64}
+GROUPED = "AsymW4A8Int8Layout"
 ROWS = (
     Row(
         "fp8 tensor",
@@ -132,5 +133,21 @@ ROWS = (
         peer=("--nvfp4",),
         gain=4.7,
         stretch=5.5,
+    ),
+    Row(
+        "w4a4 + ConvRot 64",
+        {"format": "convrot_w4a4", "convrot": 64},
+        kitchen=("TensorCoreConvRotW4A4Layout", {"convrot_groupsize": 64}),
+        gain=4.7,
+    ),
+    Row(
+        "w4a8 + ConvRot 64",
+        {"format": "asym_w4a8_int8", "convrot": 64},
+        kitchen=(GROUPED, {"convrot_groupsize": 64}),
+    ),
+    Row(
+        "w6a8 + ConvRot 64",
+        {"format": "asym_w4a8_int8", "variant": "w6a8", "convrot": 64},
+        kitchen=(GROUPED, {"convrot_groupsize": 64, "bits": 6}),
     ),
 )

@@ -17,11 +17,21 @@ from torch import Tensor
 from ..errors import FormatError
 from ..layouts import Format, Spec, executed_linear, get_format
 from ..layouts.codec import decode
+from ..layouts.geometries import Geometry
+from ..layouts.grids import CodebookGrid, Grid
 from .outcome import Outcome, decibel
 from .plan import TensorPlan
 from .recipe import Recipe
 from .resume import Finished, Journal
-from .rounding import Activations, Solution, calibrated, learned, nearest, scale_search
+from .rounding import (
+    Activations,
+    Solution,
+    calibrated,
+    fit_codebook,
+    learned,
+    nearest,
+    scale_search,
+)
 from .rows import Rows
 from .source import Sink
 
@@ -123,12 +133,14 @@ class LayerSolver:
         original = original.to(device)
         w = fmt.transform(original, spec)
         activations = None if record is None else _activations(record, fmt, spec, device)
-        solution = self._round(t, fmt, w, activations)
-        lost = w - decode(solution.codes, fmt.grid, solution.scales)
+        grid = self._grid(fmt, spec, w, activations)
+        solution = self._round(t, fmt, grid, w, activations)
+        lost = w - decode(solution.codes, grid, solution.scales)
         padded = fmt.padded_shape((t.shape[0], t.shape[1]))
         parts = {
             "weight": fmt.pack_codes(solution.codes, spec),
             **fmt.pack_scales(solution.scales, spec, padded),
+            **fmt.pack_grid(grid),
         }
         scale = self.input_scale(t, record, parts)
         if scale is not None:
@@ -152,12 +164,27 @@ class LayerSolver:
             parts["bias"] = bias
         return Finished({name: part.cpu() for name, part in parts.items()}, asdict(outcome))
 
+    def _grid(self, fmt: Format, spec: Spec, w: Tensor, activations: Activations | None) -> Grid:
+        """The grid to round to: the format's, or one fitted to the layer."""
+        grid = fmt.grid_for(spec)
+        if not fmt.own_grid(spec):
+            return grid
+        assert isinstance(grid, CodebookGrid)
+        geometry = fmt.geometry(spec)
+        importance = None if activations is None else activations.moment.diagonal()
+        fitted = fit_codebook(w, grid, geometry, importance, self.rows.tick)
+        if fitted is grid or activations is None:
+            return fitted
+        # Whatever else is promised is promised against nearest codes of the format's own grid.
+        lost = [_plain_error(w, g, geometry, activations.held) for g in (grid, fitted)]
+        return fitted if lost[1] <= lost[0] else grid
+
     def _round(
-        self, t: TensorPlan, fmt: Format, w: Tensor, activations: Activations | None
+        self, t: TensorPlan, fmt: Format, grid: Grid, w: Tensor, activations: Activations | None
     ) -> Solution:
         assert t.options is not None and t.spec is not None
         options, recipe, poll = t.options, self.recipe, self.rows.tick
-        grid, geometry = fmt.grid, fmt.geometry(t.spec)
+        geometry = fmt.geometry(t.spec)
         absmax = w.abs().amax() if geometry.needs_tensor_absmax else None
         if options.rounding == "learned":
             return learned(
@@ -197,14 +224,13 @@ class LayerSolver:
         geometry = fmt.geometry(spec)
         signal = float((held @ w.T).square().sum())
         error = held @ lost.T
-        codes, scales = nearest(w.clone(), fmt.grid, geometry)
-        plain = held @ (w - decode(codes, fmt.grid, scales)).T
+        plain = _plain_error(w, fmt.grid_for(spec), geometry, held)
         if shift is not None:
             error = error - shift
         outcome = replace(
             outcome,
             output_snr=decibel(signal, float(error.square().sum())),
-            nearest_snr=decibel(signal, float(plain.square().sum())),
+            nearest_snr=decibel(signal, plain),
         )
         dtype = torch.bfloat16 if w.is_cuda else torch.float32
         x = record.split().held[:_EXECUTED_TOKENS].to(w.device)
@@ -235,6 +261,12 @@ def _activations(record: Record, fmt: Format, spec: Spec, device: torch.device) 
     moment = fmt.transform_inputs(moment.T.contiguous(), spec)
     held = fmt.transform_inputs(raw.held.to(device, torch.float32), spec)
     return Activations(moment, raw.count, held)
+
+
+def _plain_error(w: Tensor, grid: Grid, geometry: Geometry, held: Tensor) -> float:
+    """Squared error of the outputs of ``held [h, N]`` under absmax scales and nearest codes."""
+    codes, scales = nearest(w.clone(), grid, geometry)
+    return float((held @ (w - decode(codes, grid, scales)).T).square().sum())
 
 
 def _corrected(

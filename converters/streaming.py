@@ -8,16 +8,18 @@ import time
 import torch
 from torch import Tensor
 
-from ..layouts import get_format
+from ..layouts import Format, Spec, get_format
 from ..layouts.codec import decode
-from ..layouts.geometries import Geometry, Scales
+from ..layouts.geometries import Scales
+from ..layouts.grids import CodebookGrid, Grid
 from .outcome import Outcome, decibel
 from .plan import TensorPlan
-from .rounding import nearest, scale_search
+from .rounding import fit_codebook, nearest, scale_search
 from .rows import Rows, check_finite
 from .source import Sink
 
 _SNR_CHUNKS = 4
+_GRID_SAMPLE, _GRID_PLACES = 1 << 19, 64  # weights a codebook is fitted to, and where they lie
 
 
 def quantize_rows(
@@ -45,6 +47,7 @@ def quantize_rows(
     whole = search and geometry.rows is None
     absmax = rows.absmax(t, fmt) if geometry.needs_tensor_absmax and not whole else None
     chunks = rows.chunks(t, math.lcm(geometry.row_step, fmt.padding[0]), whole)
+    grid = _grid(rows, t, fmt, spec)
     sampled = {chunks[i * len(chunks) // _SNR_CHUNKS][0] for i in range(_SNR_CHUNKS)}
 
     def encode(start: int, stop: int) -> tuple[Scales, float, float]:
@@ -56,9 +59,9 @@ def quantize_rows(
         peak = None if absmax is None else absmax.to(w.device)
         if search:
             poll = rows.workers.poll
-            codes, scales = scale_search(w, fmt.grid, geometry, peak, poll=poll)
+            codes, scales = scale_search(w, grid, geometry, peak, poll=poll)
         else:
-            codes, scales = nearest(w, fmt.grid, geometry, peak)
+            codes, scales = nearest(w, grid, geometry, peak)
         if absmax is None:
             check_finite(t, scales.block)
         packed = fmt.pack_codes(codes, spec).cpu()
@@ -66,14 +69,14 @@ def quantize_rows(
         signal = noise = 0.0
         if kept is not None:
             signal = float(kept.square().sum())
-            noise = float(decode(codes, fmt.grid, scales).sub_(kept).square_().sum())
-        tensor = None if scales.tensor is None else scales.tensor.cpu()
-        return Scales(scales.block.cpu(), tensor), signal, noise
+            noise = float(decode(codes, grid, scales).sub_(kept).square_().sum())
+        return scales.to("cpu"), signal, noise
 
     results = rows.map(encode, chunks)
-    scales = _join([part for part, _, _ in results], geometry)
+    parts = [part for part, _, _ in results]
+    scales = parts[0] if geometry.rows is None else Scales.join(parts)
     padded = fmt.padded_shape((t.shape[0], t.shape[1]))
-    stored = fmt.pack_scales(scales, spec, padded)
+    stored = {**fmt.pack_scales(scales, spec, padded), **fmt.pack_grid(grid)}
     for suffix, part in stored.items():
         sink.write(f"{t.layer}.{suffix}", part)
     snr = decibel(sum(r[1] for r in results), sum(r[2] for r in results))
@@ -81,8 +84,19 @@ def quantize_rows(
     return Outcome(method, note, snr, seconds=time.perf_counter() - began), stored
 
 
-def _join(parts: list[Scales], geometry: Geometry) -> Scales:
-    if geometry.rows is None:
-        return parts[0]
-    block: Tensor = torch.cat([part.block for part in parts])
-    return Scales(block, parts[0].tensor)
+def _grid(rows: Rows, t: TensorPlan, fmt: Format, spec: Spec) -> Grid:
+    """The grid to round to: the format's, or one fitted to rows from all over the layer."""
+    grid = fmt.grid_for(spec)
+    if not fmt.own_grid(spec):
+        return grid
+    assert isinstance(grid, CodebookGrid)
+    wanted = max(_GRID_SAMPLE // t.shape[1], 1)
+    places = min(wanted, _GRID_PLACES)
+    run = min(-(-wanted // places), -(-t.shape[0] // places))
+    starts = sorted({i * max(t.shape[0] - run, 0) // max(places - 1, 1) for i in range(places)})
+
+    def take(start: int, stop: int) -> Tensor:
+        return fmt.transform(rows.read(t, start, stop), spec).clone()
+
+    sample = rows.map(take, [(start, start + run) for start in starts])
+    return fit_codebook(torch.cat(sample), grid, fmt.geometry(spec), poll=rows.tick)

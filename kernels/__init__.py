@@ -7,6 +7,7 @@ the whole picture.
 """
 
 from .blocks import block_view, blockwise_absmax, expand_scale
+from .grouped import decode_grouped, unpack_six_bits
 from .machine import hardware_product
 from .operators import (
     dequantize,
@@ -23,6 +24,7 @@ from .operators import (
 __all__ = [
     "block_view",
     "blockwise_absmax",
+    "decode_grouped",
     "dequantize",
     "dequantize_4bit",
     "expand_scale",
@@ -34,4 +36,5 @@ __all__ = [
     "quantize_rows",
     "scaled_linear",
     "scaled_linear_quantized",
+    "unpack_six_bits",
 ]

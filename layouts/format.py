@@ -35,6 +35,7 @@ class Format:
         grid: the values a code can take.
         aliases: other names a person or a foreign file may use; a file's shapes decide.
         stock: ComfyUI's own loaders read it.
+        stock_note: which of them read some of it, where not all do.
         hardware: where its products run without decoding, for the documentation.
         scalings: the values of ``Spec.scaling`` it takes; empty where it has no choice.
         group_sizes: legal block sizes, the default first; empty where it has none.
@@ -60,6 +61,7 @@ class Format:
     grid: ClassVar[Grid]
     aliases: ClassVar[tuple[str, ...]] = ()
     stock: ClassVar[bool] = False
+    stock_note: ClassVar[str] = ""
     hardware: ClassVar[str] = ""
     scalings: ClassVar[tuple[str, ...]] = ()
     group_sizes: ClassVar[tuple[int, ...]] = ()
@@ -302,6 +304,12 @@ class Format:
         """The JSON a :meth:`foreign` layer should have; ``read`` reads a tensor by its name."""
         return {"format": self.id}
 
+    def variant_of(
+        self, shapes: Mapping[str, tuple[int, ...]], conf: Mapping[str, Any]
+    ) -> str | None:
+        """Which variant a stored layer is, where variants are stored unlike; else None."""
+        return None
+
     def group_size_of(self, shapes: Mapping[str, tuple[int, ...]]) -> int | None:
         """The block size that stored shapes tell, where the format has one."""
         return shapes["weight"][1] // shapes[FLOAT32_SCALE][1] if self.group_sizes else None
@@ -376,6 +384,10 @@ class Format:
             f"{', '.join(self.layout_names)}; update comfy-kitchen"
         )
 
+    def layout_for(self, parts: Parts, conf: Mapping[str, Any]) -> str:
+        """The registered layout that runs a stored layer, from normalised parts."""
+        return self.layout
+
     def read(
         self,
         parts: Parts,
@@ -387,12 +399,13 @@ class Format:
         from comfy_kitchen.tensor import QuantizedTensor, get_layout_class
 
         parts = self.normalise(parts, conf)
-        params = get_layout_class(self.layout).Params(
+        layout = self.layout_for(parts, conf)
+        params = get_layout_class(layout).Params(
             **self.layout_params(parts, conf),
             orig_dtype=dtype,
             orig_shape=tuple(shape or self.orig_shape(parts, conf)),
         )
-        return QuantizedTensor(parts["weight"].contiguous(), self.layout, params)
+        return QuantizedTensor(parts["weight"].contiguous(), layout, params)
 
     def parts_of(self, weight: QuantizedTensor) -> dict[str, Tensor]:
         """The file tensors of a running weight, by suffix: the inverse of :meth:`read`."""

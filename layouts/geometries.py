@@ -125,13 +125,15 @@ class RowLevelsRule(ScaleRule):
     The rows' scales map a row's largest magnitude to INT8's maximum, so the product runs on INT8.
     """
 
+    between: Grid = INT8
+
     def from_absmax(self, absmax: Tensor, grid: Grid, tensor_absmax: Tensor | None) -> Scales:
-        row = (absmax.amax(dim=1, keepdim=True) / INT8.max).clamp_(min=self.floor)
-        return Scales(_e4m3(absmax / grid.max / row), row, INT8)
+        row = (absmax.amax(dim=1, keepdim=True) / self.between.max).clamp_(min=self.floor)
+        return Scales(_e4m3(absmax / grid.max / row), row, self.between)
 
     def snap(self, effective: Tensor, tensor: Tensor | None) -> Scales:
         assert tensor is not None
-        return Scales(_e4m3(effective / tensor), tensor, INT8)
+        return Scales(_e4m3(effective / tensor), tensor, self.between)
 
 
 def _e4m3(x: Tensor) -> Tensor:

@@ -227,5 +227,6 @@ E4M3 = Float8Grid("e4m3", torch.float8_e4m3fn, 448.0, mantissa_bits=3, min_expon
 E5M2 = Float8Grid("e5m2", torch.float8_e5m2, 57344.0, mantissa_bits=2, min_exponent=-14)
 INT8 = IntGrid("int8", torch.int8, 127.0)
 INT4 = IntGrid("int4", torch.int8, 7.0)
+INT4_WIDE = IntGrid("int4, −8 too", torch.int8, 8.0)
 INT6 = IntGrid("int6", torch.int8, 31.0)
 E2M1 = E2M1Grid("e2m1", torch.uint8, 6.0, mantissa_bits=1, min_exponent=0)

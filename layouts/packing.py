@@ -37,6 +37,16 @@ def unpack_low_first(packed: Tensor) -> Tensor:
     return torch.stack((packed & 0x0F, packed >> 4), dim=-1).view(packed.shape[0], -1)
 
 
+def pack_six_bits(codes: Tensor) -> Tensor:
+    """6-bit codes as nibbles, then their top two bits: uint8 0..63 → INT8 ``[M, 3N/4]``.
+
+    ``N`` is a multiple of 4. The inverse is :func:`roundsmith.kernels.unpack_six_bits`.
+    """
+    top = (codes >> 4).view(codes.shape[0], -1, 4)
+    high = top[..., 0] | top[..., 1] << 2 | top[..., 2] << 4 | top[..., 3] << 6
+    return torch.cat((pack_low_first(codes), high.view(torch.int8)), dim=1)
+
+
 def _shape_only(packed: Tensor) -> Tensor:
     """Unpacked codes without values. Bit operations on such tensors import torch's compiler, which
     takes longer than everything that shapes are asked for."""

@@ -3,6 +3,7 @@ file.
 """
 
 from .calibrated import CalibratedOptions, calibrated
+from .codebook import fit_codebook
 from .learned import LearnedOptions, learned
 from .nearest import nearest
 from .problem import Activations, Poll, Solution
@@ -15,6 +16,7 @@ __all__ = [
     "Poll",
     "Solution",
     "calibrated",
+    "fit_codebook",
     "learned",
     "nearest",
     "scale_search",

@@ -100,29 +100,31 @@ def test_every_grid_and_geometry_gains(grid: Grid, geometry: Geometry) -> None:
 def cases() -> list[Any]:
     listed = []
     for name, fmt in formats().items():
-        for convrot in (None, 16) if fmt.rotates else (None,):
-            listed.append(pytest.param(name, convrot, id=f"{name} {convrot or ''}".strip()))
+        for variant in fmt.variants or (None,):
+            for convrot in (None, 16) if fmt.rotates else (None,):
+                title = " ".join(str(part) for part in (name, variant, convrot) if part)
+                listed.append(pytest.param(name, variant, convrot, id=title))
     return listed
 
 
-@pytest.mark.parametrize(("name", "convrot"), cases())
-def test_every_format_gains(name: str, convrot: int | None) -> None:
+@pytest.mark.parametrize(("name", "variant", "convrot"), cases())
+def test_every_format_gains(name: str, variant: str | None, convrot: int | None) -> None:
     """Rotated, padded, with blocks of zeros and an input that is always zero."""
     fmt = formats()[name]
     padded = fmt.padding != (1, 1)
     m, n = (250, 248) if padded else (256, 256)
-    spec = fmt.fit(fmt.bind(features=n, convrot=convrot), (m, n)).spec
+    spec = fmt.fit(fmt.bind(features=n, variant=variant, convrot=convrot), (m, n)).spec
     assert spec is not None
     original, x = weights(m, n), inputs(3072, n)
     original[:128, :128] = 0
     x[:, 5] = 0
     w, x = fmt.transform(original, spec), fmt.transform_inputs(x, spec)
-    geometry = fmt.geometry(spec)
-    found = calibrated(w, fmt.grid, geometry, activations(x[:2048], 256), w.abs().amax())
+    grid, geometry = fmt.grid_for(spec), fmt.geometry(spec)
+    found = calibrated(w, grid, geometry, activations(x[:2048], 256), w.abs().amax())
     assert found.method == "calibrated"
-    assert bool(torch.isfinite(decode(found.codes, fmt.grid, found.scales)).all())
-    assert not decode(found.codes, fmt.grid, found.scales)[m:].any(), "padding must stay zero"
-    assert gain(w, fmt.grid, geometry, found, x[2048:]) > 2
+    assert bool(torch.isfinite(decode(found.codes, grid, found.scales)).all())
+    assert not decode(found.codes, grid, found.scales)[m:].any(), "padding must stay zero"
+    assert gain(w, grid, geometry, found, x[2048:]) > 2
     assert found.expected_gain is not None
     assert found.expected_gain > 2
 
