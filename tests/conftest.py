@@ -2,17 +2,24 @@
 
 The modules in tests/comfyui may import ComfyUI at their top: without it they are not imported,
 only read for the names of their tests.
+
+Triton kernels run in its interpreter, on the CPU. It reads the variable when it is imported, which
+comfy-kitchen does, so it is set before anything else. ``TRITON_INTERPRET=0`` runs the same tests
+compiled, on the GPU.
 """
 
 from __future__ import annotations
 
 import ast
+import os
 import sys
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+
+os.environ.setdefault("TRITON_INTERPRET", "1")
 
 from roundsmith import dev
 
