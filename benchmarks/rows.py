@@ -150,4 +150,9 @@ ROWS = (
         {"format": "asym_w4a8_int8", "variant": "w6a8", "convrot": 64},
         kitchen=(GROUPED, {"convrot_groupsize": 64, "bits": 6}),
     ),
+    Row("hybrid mxfp8", {"format": "hybrid_mxfp8"}),
+    Row("nf4", {"format": "bnb_nf4"}),
+    Row("nf4 128", {"format": "bnb_nf4", "group_size": 128}),
+    Row("bnb fp4", {"format": "bnb_fp4"}),
+    Row("af4", {"format": "bnb_af4"}),
 )

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..errors import FormatError
 from ..layouts import Format, Spec, executed_linear, get_format
-from ..layouts.codec import decode
+from ..layouts.codec import decode, with_peak
 from ..layouts.geometries import Geometry
 from ..layouts.grids import CodebookGrid, Grid
 from .outcome import Outcome, decibel
@@ -137,6 +137,9 @@ class LayerSolver:
         solution = self._round(t, fmt, grid, w, activations)
         lost = w - decode(solution.codes, grid, solution.scales)
         padded = fmt.padded_shape((t.shape[0], t.shape[1]))
+        if fmt.stores_peak(spec):
+            scales = with_peak(solution.codes, grid, solution.scales)
+            solution = solution._replace(scales=scales)
         parts = {
             "weight": fmt.pack_codes(solution.codes, spec),
             **fmt.pack_scales(solution.scales, spec, padded),

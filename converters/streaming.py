@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..layouts import Format, Spec, get_format
-from ..layouts.codec import decode
+from ..layouts.codec import decode, with_peak
 from ..layouts.geometries import Scales
 from ..layouts.grids import CodebookGrid, Grid
 from .outcome import Outcome, decibel
@@ -64,6 +64,8 @@ def quantize_rows(
             codes, scales = nearest(w, grid, geometry, peak)
         if absmax is None:
             check_finite(t, scales.block)
+        if fmt.stores_peak(spec):
+            scales = with_peak(codes, grid, scales)
         packed = fmt.pack_codes(codes, spec).cpu()
         sink.write_rows(f"{t.layer}.weight", fmt.packed_row(start, t.shape[1]), packed)
         signal = noise = 0.0

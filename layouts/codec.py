@@ -103,6 +103,13 @@ def _nearest_between(
     return values, torch.where(up, above, below).mul_(outer).view(m, n)
 
 
+def with_peak(codes: Tensor, grid: Grid, scales: Scales) -> Scales:
+    """``scales`` with the largest magnitude that ``codes`` decode to."""
+    values = decode(codes, grid, scales)
+    peak = values.abs().amax() if values.numel() else values.new_zeros(())
+    return scales._replace(peak=peak)
+
+
 def pad(w: Tensor, rows: int, cols: int) -> Tensor:
     """Pad ``w [M, N]`` with zeros to multiples of ``rows`` and ``cols``; itself where it fits."""
     m, n = w.shape

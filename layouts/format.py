@@ -257,6 +257,10 @@ class Format:
         """Inverse of :meth:`pack_codes`, from normalised parts; they may be without values."""
         return parts["weight"]
 
+    def stores_peak(self, spec: Spec) -> bool:
+        """Whether :meth:`pack_scales` needs ``Scales.peak``."""
+        return False
+
     def pack_grid(self, grid: Grid) -> dict[str, Tensor]:
         """A layer's own grid as stored, by suffix."""
         return {}

@@ -33,11 +33,13 @@ class Scales(NamedTuple):
         tensor: float32, a factor common to all blocks, ``[]``, or to a row of them, ``[Mb, 1]``;
             or None.
         between: the grid that values are rounded to between the two levels, or None.
+        peak: float32 ``[]``, the largest magnitude that codes decode to, where a format keeps it.
     """
 
     block: Tensor
     tensor: Tensor | None = None
     between: Grid | None = None
+    peak: Tensor | None = None
 
     @property
     def effective(self) -> Tensor:
@@ -53,8 +55,8 @@ class Scales(NamedTuple):
 
     def to(self, device: torch.device | str) -> Scales:
         """The same on another device."""
-        tensor = None if self.tensor is None else self.tensor.to(device)
-        return Scales(self.block.to(device), tensor, self.between)
+        tensor, peak = (None if t is None else t.to(device) for t in (self.tensor, self.peak))
+        return Scales(self.block.to(device), tensor, self.between, peak)
 
     @staticmethod
     def join(parts: Sequence[Scales]) -> Scales:
@@ -62,7 +64,9 @@ class Scales(NamedTuple):
         tensor = parts[0].tensor
         if tensor is not None and tensor.ndim == 2:
             tensor = torch.cat([part.tensor for part in parts if part.tensor is not None])
-        return Scales(torch.cat([part.block for part in parts]), tensor, parts[0].between)
+        peaks = [part.peak for part in parts if part.peak is not None]
+        peak = torch.stack(peaks).amax() if peaks else None
+        return Scales(torch.cat([part.block for part in parts]), tensor, parts[0].between, peak)
 
 
 @dataclass(frozen=True)

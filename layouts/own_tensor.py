@@ -133,6 +133,7 @@ def _add_(qt: Any, args: Any, kwargs: Any) -> Any:
     if target._params.transposed:
         total = total.t()
     fresh = target.requantize_from_float(total.contiguous())
+    fresh = _flip(fresh) if target._params.transposed else fresh
     target._qdata.copy_(fresh._qdata)
-    target._params.scale.copy_(fresh._params.scale)
+    target._params.copy_from(fresh._params)
     return target

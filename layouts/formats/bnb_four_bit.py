@@ -61,7 +61,7 @@ _PARTS = ("absmax", "quant_map", "nested_absmax", "nested_quant_map")
 
 class _BnbFourBit(Format):
     forms = ("comfy_quant", "bitsandbytes")
-    group_sizes = (64, 128)
+    group_sizes: ClassVar[tuple[int, ...]] = (64, 128)
     search_pays = True
     hardware = "every GPU and CPU: decoded as it is multiplied"
     part_names = ("weight", "absmax")

@@ -13,7 +13,7 @@ Forward: ``W[m, n] = weight[m, n] · 2^(weight_scale[m, n // 32] − 127)``. The
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -37,7 +37,7 @@ class MXFP8(Format):
     core_quantizes_input = True
     hardware = "NVIDIA Blackwell (RTX 50)"
     padding = (32, 32)
-    layout_names = ("TensorCoreMXFP8Layout",)
+    layout_names: ClassVar[tuple[str, ...]] = ("TensorCoreMXFP8Layout",)
 
     def geometry(self, spec: Spec) -> Geometry:
         return Geometry(1, _GROUP, POWERS_OF_TWO)

@@ -272,7 +272,7 @@ def test_what_is_wrong_with_a_file_is_said(tmp_path: Path) -> None:
     written_by_bitsandbytes(path, weights("random", 96, 64))
     tensors = load_plain(path)
     state = f"{LAYER}.weight.quant_state.bitsandbytes__nf4"
-    cases = {
+    cases: dict[str, dict[str, Tensor | None]] = {
         "scales, absmax, are missing": {f"{LAYER}.weight.absmax": None},
         "not those of a weight": {f"{LAYER}.weight": tensors[f"{LAYER}.weight"][:-1].clone()},
         "does not hold JSON": {state: torch.tensor([1, 2], dtype=torch.uint8)},

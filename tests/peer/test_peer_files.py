@@ -15,7 +15,7 @@ from comfy_kitchen.tensor import QuantizedTensor
 from roundsmith.checkpoints import Checkpoint
 from roundsmith.converters import load_file
 from roundsmith.converters.stored import parts_of, stored_layers
-from roundsmith.errors import FormatError
+from roundsmith.layouts import get_format
 
 FILES = Path(__file__).parent / "files"
 CASES = sorted(path.stem for path in FILES.glob("*.safetensors"))
@@ -26,8 +26,6 @@ EXPECTED = {
     "legacy_fp8_cleaned": "legacy_fp8",
     "legacy_fp8_converted": "legacy_fp8",
 }
-UNREAD = {"hybrid_mxfp8": "hybrid_mxfp8"}  # case -> the format that no layout here reads yet
-READ = [case for case in CASES if case not in UNREAD]
 # Where the peer's label names another geometry than the tensors have: case -> layer -> format.
 ONE_SCALE = {
     "single_blocks.0.linear1": "float8_e4m3fn",
@@ -64,7 +62,7 @@ def test_every_case_has_weights_to_compare_with():
         assert peer_weights(case), case
 
 
-@pytest.mark.parametrize("case", READ)
+@pytest.mark.parametrize("case", CASES)
 def test_weights_equal_the_peers(case):
     """A wrong scale geometry, nibble order, block order or rotation shows here in float32."""
     expected = peer_weights(case)
@@ -80,7 +78,7 @@ def test_weights_equal_the_peers(case):
             )
 
 
-@pytest.mark.parametrize("case", READ)
+@pytest.mark.parametrize("case", CASES)
 def test_loaded_tensors_run_as_the_peers_weights(case):
     """``load_file`` gives each layer the right layout, shape and dtype, and it multiplies."""
     tensors = load_file(FILES / f"{case}.safetensors")
@@ -107,7 +105,7 @@ def _rotation_slack(reference: torch.Tensor) -> float:
     return 2**-8 * reference.abs().max().item()
 
 
-@pytest.mark.parametrize("case", READ)
+@pytest.mark.parametrize("case", CASES)
 def test_shapes_decide_where_labels_are_wrong(case):
     """The peer labels a layer by what was asked, also where it did something else."""
     with Checkpoint.open(FILES / f"{case}.safetensors") as source:
@@ -157,8 +155,18 @@ def test_legacy_marker_means_full_precision_products():
     assert not [name for name in tensors if "scale_weight" in name or name == "scaled_fp8"]
 
 
-@pytest.mark.parametrize("case", UNREAD)
-def test_formats_not_read_yet_say_so(case):
-    """Not yet read: an error that names the layer and the format, never a wrong weight."""
-    with pytest.raises(FormatError, match=UNREAD[case]):
-        load_file(FILES / f"{case}.safetensors")
+def test_a_hybrid_layer_gives_back_what_the_file_holds():
+    """It runs as FP8 under the peer's scalar, the largest block scale, where there is no MXFP8."""
+    path, fmt = FILES / "hybrid_mxfp8.safetensors", get_format("hybrid_mxfp8")
+    loaded = load_file(path)
+    with Checkpoint.open(path) as source:
+        layers = stored_layers(source).layers
+        assert len(layers) == 5
+        for name, layer in layers.items():
+            assert layer.format is fmt
+            weight = loaded[f"{name}.weight"]
+            for suffix, tensor in fmt.parts_of(weight).items():
+                stored = source.read(f"{name}.{suffix}")
+                assert stored.dtype == tensor.dtype
+                same = (t.reshape(-1).view(torch.uint8) for t in (stored, tensor))
+                assert torch.equal(*same), suffix
