@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+import torch
+
 from .machine import Machine
 
 if TYPE_CHECKING:
@@ -47,12 +49,14 @@ def fixed_tile(machine: Machine, case: Case) -> Tile:
     """
     if case.op == "linear_4bit":
         return _few_rows(case)
-    roomy = machine.at_least(9) and not machine.at_least(12)  # 227 KB of shared memory, wgmma
+    # 227 KB of shared memory; one sum a result, which FP8 and groups double.
+    roomy = machine.at_least(9) and not machine.at_least(12)
+    lean = case.dtype == torch.int8 and case.groups == 1
     if case.t <= 16:
         tile = Tile(16, 64, 128, warps=4, stages=4)
     elif case.t <= 64:
         tile = Tile(64, 64, 128, warps=4, stages=4)
-    elif roomy and case.t > 1024:
+    elif roomy and lean and case.t > 1024:
         tile = Tile(128, 256, 128, warps=8, stages=3)
     else:
         tile = Tile(128, 128, 128, warps=8, stages=3)
