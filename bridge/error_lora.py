@@ -9,10 +9,11 @@ import comfy.model_management as mm
 
 from ..converters import ModelView
 from ..converters.calibration import Calibration
-from ..converters.corrections import ErrorLoraOptions, extract_error_lora
+from ..converters.corrections import ErrorLoraOptions, error_lora_file, extract_error_lora
 from ..converters.corrections.error_lora_report import ErrorLoraReport
 from ..errors import Cancelled
 from .networks import DIFFUSION
+from .paths import resolve_source
 from .progress import NodeProgress, cancelled
 from .sources import PatchedWeights
 
@@ -51,3 +52,31 @@ def error_lora(
         finally:
             for source in sources:
                 source.close()
+
+
+def error_lora_of_files(
+    original: str,
+    quantized: str,
+    path: Path,
+    options: ErrorLoraOptions,
+    calibration: Calibration | None = None,
+) -> ErrorLoraReport:
+    """:func:`error_lora` of two of ComfyUI's files; neither is loaded.
+
+    Args:
+        original, quantized: choices of :func:`~.paths.list_sources`.
+        path, options, calibration: as there.
+
+    Raises:
+        CheckpointError, RoundsmithError: as there; names that are no choices.
+    """
+    files = [resolve_source(choice) for choice in (original, quantized)]
+    try:
+        return error_lora_file(
+            *(*files, path, options, calibration),
+            progress=NodeProgress("error of"),
+            cancel=cancelled,
+        )
+    except Cancelled:
+        mm.throw_exception_if_processing_interrupted()
+        raise

@@ -98,7 +98,7 @@ def _inside(path: str, root: str) -> bool:
         return False
 
 
-def next_output_path(prefix: str) -> Path:
+def next_output_path(prefix: str, suffix: str = SUFFIX) -> Path:
     """The next free numbered file for ``prefix`` in the output folder, as ComfyUI numbers them.
 
     ComfyUI refuses a prefix that leads outside; so is one through a link.
@@ -116,4 +116,4 @@ def next_output_path(prefix: str) -> Path:
         raise CheckpointError(
             f"file name prefix {prefix!r} is refused: a link in it leads outside the output folder"
         )
-    return Path(folder) / f"{name}_{counter:05}_{SUFFIX}"
+    return Path(folder) / f"{name}_{counter:05}_{suffix}"

@@ -8,7 +8,11 @@ from .calibrate_sampler import CalibrateSampler
 from .capture_activations import CaptureActivations
 from .capture_clip import CaptureCLIP
 from .compare_models import CompareModels
+from .convert_legacy import ConvertLegacy
+from .edit_metadata import EditMetadata
+from .export_input_scales import ExportInputScales
 from .extract_error_lora import ExtractErrorLora
+from .extract_error_lora_file import ExtractErrorLoraFile
 from .finish_capture import FinishCapture
 from .inspect_file import InspectFile
 from .layer_rule import LayerRule
@@ -27,6 +31,7 @@ from .save_calibration import SaveCalibration
 from .save_checkpoint import SaveCheckpoint
 from .save_clip import SaveCLIP
 from .save_model import SaveModel
+from .set_input_scales import SetInputScales
 
 NODES: tuple[type[io.ComfyNode], ...] = (
     LoadDiffusionModel,
@@ -52,6 +57,11 @@ NODES: tuple[type[io.ComfyNode], ...] = (
     SaveCLIP,
     SaveCheckpoint,
     InspectFile,
+    EditMetadata,
+    ConvertLegacy,
+    SetInputScales,
+    ExportInputScales,
+    ExtractErrorLoraFile,
 )
 
 

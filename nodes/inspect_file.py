@@ -6,42 +6,70 @@ from dataclasses import replace
 
 from comfy_api.latest import io, ui
 
+from ..bridge.file_tools import version_of
 from ..bridge.paths import list_sources, resolve_source
-from ..bridge.progress import show_text
-from ..converters.inspecting import inspect_file
+from ..bridge.progress import NodeProgress, cancelled, show_text
+from ..converters.comparing.pictures import to_tensor
+from ..converters.inspecting import charts, inspect_file
+from ._file_tool import source_input
+
+NONE = "none"
 
 
 class InspectFile(io.ComfyNode):
-    """What is in a file: formats, layers, sizes."""
+    """What is in a file: formats, layers, sizes, what is wrong with it."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="RoundsmithInspectFile",
             display_name="Inspect Quantized File",
-            category="Roundsmith",
-            description="Shows how each layer of a file is stored, what model it is, which loaders "
-            "read it, how it was made and what is odd about it. Only the header and the layers' "
-            "JSON are read.",
-            search_aliases=["file info", "show formats", "safetensors metadata"],
+            category="Roundsmith/files",
+            description="Shows how each layer of a file is stored, what is suspicious about its "
+            "scales and codes, which loaders read it and why others do not, and how it was made. "
+            "Scales are read whole, of codes a sample.",
+            search_aliases=["file info", "show formats", "safetensors metadata", "diagnose"],
             is_output_node=True,
             inputs=[
+                source_input(),
+                io.Boolean.Input(
+                    "deep",
+                    default=False,
+                    advanced=True,
+                    tooltip="Read all codes, not a sample of each layer's.",
+                ),
                 io.Combo.Input(
-                    "source",
-                    options=list_sources(),
-                    tooltip="A safetensors file from the diffusion model, text encoder or "
-                    "checkpoint folder.",
-                )
+                    "original",
+                    options=[NONE, *list_sources()],
+                    default=NONE,
+                    advanced=True,
+                    tooltip="The model before it was quantized: weights are scored against it, "
+                    "which reads both files. none: the score is estimated from the codes.",
+                ),
             ],
             outputs=[
                 io.String.Output("table", tooltip="A line for each layer, then the totals."),
                 io.String.Output("json", tooltip="The same as JSON."),
+                io.Image.Output("chart", tooltip="Bytes and SNR of the model's blocks."),
             ],
         )
 
     @classmethod
-    def execute(cls, source: str) -> io.NodeOutput:
-        found = replace(inspect_file(resolve_source(source)), path=source)
+    def fingerprint_inputs(cls, source: str, original: str = NONE, **_: object) -> str:
+        return " ".join(version_of(name) for name in (source, original))
+
+    @classmethod
+    def execute(cls, source: str, deep: bool = False, original: str = NONE) -> io.NodeOutput:
+        found = inspect_file(
+            resolve_source(source),
+            deep=deep,
+            original=None if original == NONE else resolve_source(original),
+            progress=NodeProgress(),
+            cancel=cancelled,
+        )
+        found = replace(found, path=source, reference="" if original == NONE else original)
         show_text(found.summary())
         table = found.table()
-        return io.NodeOutput(table, found.json(), ui=ui.PreviewText(table))
+        chart = to_tensor(charts.draw(found))[None]
+        shown = {**ui.PreviewImage(chart, cls=cls).as_dict(), **ui.PreviewText(table).as_dict()}
+        return io.NodeOutput(table, found.json(), chart, ui=shown)

@@ -122,12 +122,12 @@ def test_quantize_file_makes_room(base, monkeypatch):
 
 def test_inspect(base, quantized):
     source = f"diffusion_models/{quantized('nvfp4').name}"
-    table, as_json = InspectFile.execute(source).args
+    table, as_json, _ = InspectFile.execute(source).args
     assert "single_blocks.0.linear1" in table and "flux" in table and source in table
     assert "loads with: stock ComfyUI or Roundsmith" in table and "made with: {" in table
     assert str(base) not in as_json and '"format": "nvfp4"' in as_json
 
 
 def test_inspect_says_where_only_our_loaders_read(base, quantized):
-    table, _ = InspectFile.execute(f"diffusion_models/{quantized('int8_lodewise').name}").args
+    table = InspectFile.execute(f"diffusion_models/{quantized('int8_lodewise').name}").args[0]
     assert "loads with: Roundsmith's loader nodes" in table

@@ -1,0 +1,74 @@
+"""The inputs and results that the nodes which change files share."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from comfy_api.latest import io, ui
+
+from ..bridge.file_tools import WRITE
+from ..bridge.paths import FOLDERS, list_sources
+from ..bridge.progress import show_text
+
+
+def source_input() -> io.Combo.Input:
+    """The file a tool reads."""
+    return io.Combo.Input(
+        "source",
+        options=list_sources(),
+        tooltip="A safetensors file from the diffusion model, text encoder or checkpoint folder.",
+    )
+
+
+def destination_inputs(suffix: str) -> list[io.Input]:
+    """Where the result goes."""
+    return [
+        io.Combo.Input(
+            "write",
+            options=list(WRITE),
+            default=WRITE[0],
+            tooltip="new file: the source stays as it is. in place: the source is replaced once "
+            "the result is complete. nothing: only show what would change.",
+        ),
+        io.Combo.Input(
+            "folder",
+            options=["same as source", *FOLDERS],
+            default="same as source",
+            advanced=True,
+            tooltip="Where a new file goes.",
+        ),
+        io.String.Input(
+            "filename",
+            default="",
+            advanced=True,
+            tooltip="Name of a new file, subfolders allowed. Empty: the source's name and "
+            f"'{suffix}'.",
+        ),
+        io.Boolean.Input(
+            "overwrite",
+            default=False,
+            advanced=True,
+            tooltip="Replace another file of that name. Otherwise it is an error.",
+        ),
+    ]
+
+
+def layers_input(tooltip: str) -> io.String.Input:
+    """Which layers; a regular expression."""
+    return io.String.Input("layers", default="", tooltip=tooltip)
+
+
+def report_outputs() -> list[io.Output]:
+    """What was written, and what was changed."""
+    return [
+        io.String.Output("path", tooltip="The file that was written; empty if none was."),
+        io.String.Output("report", tooltip="What was changed, before and after, as a table."),
+        io.String.Output("json", tooltip="The same as JSON."),
+    ]
+
+
+def changed(report: Any) -> io.NodeOutput:
+    """The node's results; the summary shows on the node, and the table below it."""
+    show_text(report.summary())
+    table = report.table()
+    return io.NodeOutput(report.path, table, report.json(), ui=ui.PreviewText(table))
