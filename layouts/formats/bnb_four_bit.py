@@ -62,7 +62,6 @@ _PARTS = ("absmax", "quant_map", "nested_absmax", "nested_quant_map")
 class _BnbFourBit(Format):
     forms = ("comfy_quant", "bitsandbytes")
     group_sizes: ClassVar[tuple[int, ...]] = (64, 128)
-    search_pays = True
     hardware = "every GPU and CPU: decoded as it is multiplied"
     part_names = ("weight", "absmax")
     quant_type: ClassVar[str]
@@ -291,6 +290,7 @@ class BnbNF4(_BnbFourBit):
     title = "NF4 (bitsandbytes)"
     aliases = ("nf4",)
     quant_type = "nf4"
+    search_pays = True
     grid = CodebookGrid.of("nf4", _NF4, by_reciprocal=True)
 
 
@@ -311,4 +311,5 @@ class BnbAF4(_BnbFourBit):
     aliases = ("af4",)
     group_sizes = (64,)
     quant_type = "af4"
+    search_pays = True
     grid = CodebookGrid.of("af4", _AF4, by_reciprocal=True)
