@@ -10,7 +10,7 @@ from ...checkpoints import Checkpoint, read_layers
 from ...checkpoints.quantization import HEADER_KEY
 from ...errors import CheckpointError, FormatError
 from ..matching import search_pattern
-from ..patching import ChangeReport, Destination, Patch, Tool, run_tool
+from ..patching import ChangeReport, Destination, Patch, Tool, run_tool, same
 from ..patching.patch import CancelCallback, ProgressCallback
 from ..stored import StoredLayer, parts_by_layer, stored_layers
 from .keys import KNOWN, MEANING, STRUCTURAL, check_fit, check_keys
@@ -76,7 +76,7 @@ def _edit(source: Checkpoint, options: EditOptions) -> Tool:
     parts = parts_by_layer(source)
     edited = {layer: options.apply(confs[layer]) for layer in chosen}
     for layer, conf in edited.items():
-        moved = {key for key in options.touched if conf.get(key) != confs[layer].get(key)}
+        moved = {x for x in options.touched if not same(conf.get(x), confs[layer].get(x))}
         check_keys(conf, moved, layer)
         if moved & STRUCTURAL:
             check_fit(source, parts[layer], conf, layer)

@@ -88,6 +88,11 @@ class ChangeReport:
         return json.dumps(asdict(self), ensure_ascii=False)
 
 
+def same(one: Any, other: Any) -> bool:
+    """Whether two JSON values are the same; 1, 1.0 and true are not. Keys may be in any order."""
+    return json.dumps(one, sort_keys=True) == json.dumps(other, sort_keys=True)
+
+
 def _short(value: Any) -> str:
     if value is None:
         return ABSENT

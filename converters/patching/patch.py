@@ -24,7 +24,7 @@ from ...checkpoints.quantization import HEADER_KEY, TENSOR_SUFFIX
 from ...checkpoints.tensors import DTYPE_NAMES, DTYPES
 from ...errors import Cancelled, CheckpointError
 from ..report import Progress
-from .changes import Change
+from .changes import Change, same
 
 _CHUNK = 8 << 20  # bytes copied at once
 
@@ -96,14 +96,14 @@ class Patch:
         """
         for layer, conf in layers.items() if tensors else ():
             name = layer + TENSOR_SUFFIX
-            if name not in self.source.tensors or self._conf(name) != dict(conf):
+            if name not in self.source.tensors or not same(self._conf(name), dict(conf)):
                 self._values[name] = encode_conf(conf)
             else:
                 self._dropped.discard(name)
         if header:
             listed = self._header()
             together = {**listed, **{layer: dict(conf) for layer, conf in layers.items()}}
-            if together != listed:
+            if not same(together, listed):
                 self.metadata[HEADER_KEY] = layers_metadata(together)
 
     def undescribe(self, layers: Iterable[str]) -> None:
@@ -292,9 +292,8 @@ def _differences(
     return {
         key: (before.get(key), after.get(key))
         for key in {**before, **after}
-        if key not in before or key not in after or before[key] != after[key]
-        or type(before[key]) is not type(after[key])
-    }  # fmt: skip
+        if key not in before or key not in after or not same(before[key], after[key])
+    }
 
 
 def _entry(tensor: Tensor) -> Entry:
