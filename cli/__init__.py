@@ -10,9 +10,24 @@ import sys
 from collections.abc import Sequence
 
 from ..errors import RecipeError, RoundsmithError
-from . import calibrate, compare, demo, edit, error_lora, inspect, migrate, plan, quantize, scales
+from . import (
+    budget,
+    calibrate,
+    compare,
+    demo,
+    edit,
+    error_lora,
+    inspect,
+    migrate,
+    plan,
+    quantize,
+    scales,
+)
 
-COMMANDS = (quantize, plan, inspect, compare, calibrate, scales, edit, migrate, error_lora, demo)
+COMMANDS = (
+    *(quantize, plan, budget, inspect, compare),
+    *(calibrate, scales, edit, migrate, error_lora, demo),
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

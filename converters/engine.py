@@ -233,5 +233,3 @@ class _Run:
             sink.write_bytes(t.name, first, data)
             if first:
                 self._tick()
-
-

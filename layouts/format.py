@@ -52,6 +52,8 @@ class Format:
         search_pays: scale search without statistics is known to gain at least half a dB in outputs.
         input_max: where ComfyUI quantizes inputs under a fixed scale ``input_scale``, the grid's
             maximum that an input of that scale's range is mapped to; None elsewhere.
+        candidates: the options worth considering where a format is chosen for a person, the best
+            first; empty where another format is as small and always better.
         core_quantizes_input: ComfyUI quantizes inputs before the product where the device has one;
             other layouts do so themselves inside the product, or never.
     """
@@ -75,6 +77,7 @@ class Format:
     own_layout: ClassVar[str | None] = None
     search_pays: ClassVar[bool] = False
     input_max: ClassVar[float | None] = None
+    candidates: ClassVar[tuple[Mapping[str, Any], ...]] = ({},)
     core_quantizes_input: ClassVar[bool] = False
 
     # ---- grid × geometry: what rounding sees -------------------------------------------------
@@ -402,8 +405,10 @@ class Format:
         """Wrap stored tensors as a tensor of ``shape`` and ``dtype`` that runs at once."""
         from comfy_kitchen.tensor import QuantizedTensor, get_layout_class
 
+        from .traced import trace_whole
+
         parts = self.normalise(parts, conf)
-        layout = self.layout_for(parts, conf)
+        layout = trace_whole(self.layout_for(parts, conf))
         params = get_layout_class(layout).Params(
             **self.layout_params(parts, conf),
             orig_dtype=dtype,

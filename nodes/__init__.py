@@ -14,6 +14,7 @@ from .export_input_scales import ExportInputScales
 from .extract_error_lora import ExtractErrorLora
 from .extract_error_lora_file import ExtractErrorLoraFile
 from .finish_capture import FinishCapture
+from .fit_to_budget import FitToBudget
 from .inspect_file import InspectFile
 from .layer_rule import LayerRule
 from .load_calibration import LoadCalibration
@@ -44,6 +45,7 @@ NODES: tuple[type[io.ComfyNode], ...] = (
     QuantizationRecipe,
     LayerRule,
     LoadRecipe,
+    FitToBudget,
     CalibrateSampler,
     CaptureActivations,
     CaptureCLIP,

@@ -84,14 +84,15 @@ def fallback_input() -> io.DynamicCombo.Input:
     )
 
 
-def recipe_input() -> io.Input:
-    """A recipe that stands for the node's own settings."""
-    return RecipeType.Input(
-        "recipe",
-        optional=True,
-        tooltip="Settings from Quantization Recipe or Load Recipe; where connected, those of this "
-        "node do not count.",
-    )
+_INSTEAD = (
+    "Settings from Quantization Recipe, Fit to Budget or Load Recipe; where connected, those of "
+    "this node do not count."
+)
+
+
+def recipe_input(tooltip: str = _INSTEAD) -> io.Input:
+    """A recipe; by default one that stands for the node's own settings."""
+    return RecipeType.Input("recipe", optional=True, tooltip=tooltip)
 
 
 def _switch(name: str, default: str, tooltip: str) -> io.Input:

@@ -25,9 +25,7 @@ class CaptureCLIP(io.ComfyNode):
             search_aliases=["calibrate text encoder", "calibrate clip", "record clip"],
             not_idempotent=True,
             inputs=[
-                io.Clip.Input(
-                    "clip", tooltip="The text encoders to record. They are not changed."
-                ),
+                io.Clip.Input("clip", tooltip="The text encoders to record. They are not changed."),
                 *capture_inputs("Where they do not fit they go to ComfyUI's temporary folder."),
             ],
             outputs=[

@@ -46,8 +46,7 @@ class CompareModels(io.ComfyNode):
                     min=0,
                     max=2**64 - 1,
                     control_after_generate=io.ControlAfterGenerate.fixed,
-                    tooltip="Of the noise, the same for both. Take one that was not "
-                    "calibrated on.",
+                    tooltip="Of the noise, the same for both. Take one that was not calibrated on.",
                 ),
                 *sampler_inputs(),
                 io.Vae.Input(

@@ -61,6 +61,7 @@ class AsymW4A8(Format):
     stock_note = "ComfyUI 0.33 and newer load w4a8 by themselves"
     hardware = "NVIDIA Turing (RTX 20) and newer, AMD RDNA 3"
     variants = ("w4a8", "w6a8")
+    candidates = ({"variant": "w4a8"}, {"variant": "w6a8"})
     rotates = True
     always_rotates = True
     layout_names = (_KITCHEN,)

@@ -298,6 +298,7 @@ class BnbFP4(_BnbFourBit):
     """bitsandbytes' FP4."""
 
     id = "bnb_fp4"
+    candidates = ()
     title = "FP4 (bitsandbytes)"
     quant_type = "fp4"
     grid = CodebookGrid.of("fp4", (*_FP4, *(-x for x in _FP4)), by_reciprocal=True)

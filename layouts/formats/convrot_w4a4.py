@@ -43,6 +43,7 @@ class ConvRotW4A4(Format):
     stock = True
     hardware = "NVIDIA Turing (RTX 20) and newer; INT4 products up to Ada (RTX 40)"
     variants = ("w4a4", "w4a8")
+    candidates = ({"variant": "w4a8"}, {"variant": "w4a4"})
     rotates = True
     always_rotates = True
     layout_names = ("TensorCoreConvRotW4A4Layout",)

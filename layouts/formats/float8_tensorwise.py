@@ -60,6 +60,7 @@ class Float8E5M2(_Float8Tensorwise):
     """E5M2, ±57344: more range, one bit less precision."""
 
     id = "float8_e5m2"
+    candidates = ()
     title = "FP8 E5M2, per tensor"
     aliases = ("fp8_e5m2",)
     grid = E5M2

@@ -31,6 +31,7 @@ class Int8Tensorwise(Format):
     id = "int8_tensorwise"
     title = "INT8, per tensor or row, ConvRot"
     aliases = ("int8",)
+    candidates = ({"convrot": "auto"}, {"convrot": 64})
     grid = INT8
     stock = True
     hardware = "NVIDIA Turing (RTX 20) and newer, AMD RDNA 3"

@@ -9,6 +9,8 @@ from safetensors import safe_open
 
 from roundsmith.converters import Recipe, Rule
 from roundsmith.errors import RecipeError
+from roundsmith.layouts import get_format
+from roundsmith.nodes.fit_to_budget import FitToBudget
 from roundsmith.nodes.layer_rule import LayerRule
 from roundsmith.nodes.load_recipe import LoadRecipe
 from roundsmith.nodes.plan_quantization import PlanQuantization
@@ -107,3 +109,23 @@ def test_a_bad_layer_config_is_refused(base, text):
 def test_a_file_that_does_not_say_how_it_was_made(base, demo):
     with pytest.raises(RecipeError, match="does not say how it was made"):
         LoadRecipe.execute(SOURCE)
+
+
+def test_a_budget_is_kept(base, demo):
+    """The node's recipe makes a file of the size asked for, of formats ComfyUI reads."""
+    recipe, table, chart = FitToBudget.execute(
+        SOURCE, {"target": "size, GB", "size": 0.007}, "stock ComfyUI only"
+    ).args
+    assert chart.shape[0] == 1 and chart.shape[3] == 3
+    assert 0 < float(chart.mean()) < 1
+    assert "weights" in table, "no calibration: it says what was measured"
+    _, size, config = PlanQuantization.execute(SOURCE, {"format": "mxfp8"}, recipe=recipe).args
+    assert 6_000_000 < size <= 7_000_000
+    used = {entry.get("format") for entry in json.loads(config).values()}
+    assert len(used) > 1
+    assert all(name is None or get_format(name).stock for name in used)
+
+
+def test_a_budget_out_of_reach_says_how_far_one_can_go(base, demo):
+    with pytest.raises(RecipeError, match="at least"):
+        FitToBudget.execute(SOURCE, {"target": "size, GB", "size": 0.001})
