@@ -37,6 +37,8 @@ NAME = "RoundsmithGroupedInt8Layout"
 class GroupedInt8Layout(OwnLayout):
     """4- or 6-bit codes under group scales, multiplied as INT8."""
 
+    traced_whole = True
+
     @dataclass(frozen=True)
     class Params(BaseLayoutParams):
         """``scale``: one a row and group; ``s_channel``: one a row; ``codebook``: the 16 values of

@@ -32,11 +32,18 @@ _MXFP8 = "TensorCoreMXFP8Layout"
 _FP8_NAME, _MX_NAME = "RoundsmithHybridFloat8Layout", "RoundsmithHybridMXFP8Layout"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Original:
-    """A layer's tensors as stored, by suffix, in main memory; not moved with the weight."""
+    """A layer's tensors as stored, by suffix, in main memory; not moved with the weight.
+
+    One object, however often a weight is copied: copies hold the same tensors and compare equal,
+    as ``torch.compile`` asks of what it guards.
+    """
 
     parts: Mapping[str, Tensor]
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Original:
+        return self
 
 
 @cache

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from abc import abstractmethod
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from comfy_kitchen.tensor.base import (
@@ -19,12 +19,20 @@ from comfy_kitchen.tensor.base import (
 )
 from torch import Tensor
 
+from . import traced
+
 aten = torch.ops.aten
 
 
 class OwnLayout(QuantizedLayout):
     """A layout of ours. Its ``Params`` have a field ``transposed``: shape and codes are swapped
-    logically."""
+    logically.
+
+    Attributes:
+        traced_whole: :meth:`multiply` does what cannot be traced; ``torch.compile`` takes it whole.
+    """
+
+    traced_whole: ClassVar[bool] = False
 
     @classmethod
     @abstractmethod
@@ -47,13 +55,19 @@ def _is_ours(value: object) -> bool:
     return isinstance(value, QuantizedTensor) and issubclass(value.layout_cls, OwnLayout)
 
 
+def _product(x: Any, weight: QuantizedTensor, bias: Tensor | None) -> Tensor:
+    if weight.layout_cls.traced_whole and traced.traced(x):
+        return traced.linear(x, weight, bias)
+    return weight.layout_cls.multiply(x, weight, bias)
+
+
 @register_layout_op(aten.linear.default, OwnLayout)
 def _linear(qt: Any, args: Any, kwargs: Any) -> Tensor:
     x, weight = args[0], args[1]
     bias = args[2] if len(args) > 2 else kwargs.get("bias")
     if not _is_ours(weight) or weight._params.transposed or weight.ndim != 2:
         return torch.nn.functional.linear(*dequantize_args((x, weight, bias)))
-    return weight.layout_cls.multiply(x, weight, dequantize_args(bias))
+    return _product(x, weight, dequantize_args(bias))
 
 
 @register_layout_op(aten.mm.default, OwnLayout)
@@ -61,7 +75,7 @@ def _mm(qt: Any, args: Any, kwargs: Any) -> Tensor:
     x, weight = args[0], args[1]
     if not _is_ours(weight) or not weight._params.transposed:
         return torch.mm(*dequantize_args((x, weight)))
-    return weight.layout_cls.multiply(x, weight, None)
+    return _product(x, weight, None)
 
 
 @register_layout_op(aten.addmm.default, OwnLayout)
@@ -70,7 +84,7 @@ def _addmm(qt: Any, args: Any, kwargs: Any) -> Tensor:
     plain = kwargs.get("beta", 1) == 1 and kwargs.get("alpha", 1) == 1 and bias.ndim == 1
     if not plain or not _is_ours(weight) or not weight._params.transposed:
         return torch.addmm(*dequantize_args((bias, x, weight)), **kwargs)
-    return weight.layout_cls.multiply(x, weight, dequantize_args(bias))
+    return _product(x, weight, dequantize_args(bias))
 
 
 def _flip(qt: QuantizedTensor) -> QuantizedTensor:
