@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from ...checkpoints import Checkpoint, QuantizedLayers, read_layers
+from ...errors import CheckpointError
 from ..stored import StoredLayer, stored_layers
 
 MARKER = "scaled_fp8"
@@ -73,7 +74,12 @@ class Detected:
 
 
 def detect(source: Checkpoint) -> Detected:
-    """Look at names, dtypes and shapes. Raises FormatError for a layer that contradicts itself."""
+    """Look at names, dtypes and shapes.
+
+    Raises FormatError for a layer that contradicts itself, CheckpointError for one whose scale is
+    there twice.
+    """
+    _check_twice(source)
     stored = stored_layers(source)
     found = Detected(read_layers(source), stored.layers, notes=list(stored.notes))
     for layer, known in stored.layers.items():
@@ -94,3 +100,14 @@ def detect(source: Checkpoint) -> Detected:
         if suffix == "weight" and info.dtype in _FLOAT8 and layer not in stored.layers:
             found.plain.append(layer)
     return found
+
+
+def _check_twice(source: Checkpoint) -> None:
+    for name in source.tensors:
+        layer, _, suffix = name.rpartition(".")
+        other = f"{layer}.{OLD_NAMES[suffix]}" if suffix in OLD_NAMES else ""
+        if other in source.tensors:
+            raise CheckpointError(
+                f"{source.path} holds both {name!r} and {other!r}, the same in two layouts: which "
+                "one the codes were made with cannot be told; fetch or convert the file again"
+            )

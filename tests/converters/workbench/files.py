@@ -10,6 +10,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from roundsmith import dev
+from roundsmith.checkpoints import Checkpoint
+from roundsmith.converters import ModelView
 
 PEER = dev.ROOT / "tests" / "peer" / "files"
 CASES = sorted(path.stem for path in PEER.glob("*.safetensors"))
@@ -49,13 +51,13 @@ def metadata(path: Path) -> dict[str, str]:
 
 def decoded(path: Path) -> dict[str, torch.Tensor]:
     """The weights a reader gets, float32."""
-    from roundsmith.converters import load_file as read
-
-    return {
-        name: tensor.dequantize() if hasattr(tensor, "dequantize") else tensor
-        for name, tensor in read(path, dtype=torch.float32).items()
-        if name.endswith(".weight")
-    }
+    with Checkpoint.open(path) as source:
+        model = ModelView(source)
+        return {
+            name: model.read_rows(name, 0, model.shape(name)[0]).float().clone()
+            for name in model.names
+            if name.endswith(".weight")
+        }
 
 
 def same_weights(one: Path, other: Path) -> bool:
