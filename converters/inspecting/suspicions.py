@@ -57,7 +57,12 @@ def orphans(
     source: Source, layers: Mapping[str, StoredLayer], unreadable: Container[str] = ()
 ) -> Iterator[Suspicion]:
     """Scales and settings that belong to no quantized layer."""
-    used = {name for stored in layers.values() for name in stored.parts.values()}
+    used = {
+        name
+        for stored in layers.values()
+        for suffix, name in stored.parts.items()
+        if suffix in stored.format.part_names
+    }
     for name in source.tensors:
         layer, _, suffix = name.rpartition(".")
         if suffix == "comfy_quant" and f"{layer}.weight" not in source.tensors:
