@@ -17,10 +17,6 @@ bitsandbytes form, which has no JSON::
 Forward: ``W = quant_map[code] · absmax``. Files of bitsandbytes may quantize ``absmax`` once more
 (``nested_absmax``, ``nested_quant_map``) and keep codes under another dtype than U8: read, never
 written.
-
-Tables: NF4 of QLoRA (arXiv:2305.14314); FP4, sign, two exponent bits and one of mantissa over 12,
-by bit pattern; AF4 for blocks of 64 (Yoshida 2023, arXiv:2306.06965), from the largest value down,
-as bitsandbytes lists it.
 """
 
 from __future__ import annotations
@@ -34,6 +30,7 @@ from torch import Tensor
 
 from ...errors import FormatError
 from ...kernels import dequantize_4bit
+from ..bitsandbytes import AF4, FP4, NF4, read_absmax, read_state
 from ..format import Format, Parts, Storage
 from ..geometries import ABSMAX_SCALES, Geometry, Scales
 from ..grids import CodebookGrid, Grid
@@ -43,17 +40,6 @@ from ..spec import Encoded, Spec
 if TYPE_CHECKING:
     from comfy_kitchen.tensor import QuantizedTensor
 
-_NF4 = (
-    *(-1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453),
-    *(-0.28444138169288635, -0.18477343022823334, -0.09105003625154495, 0.0),
-    *(0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224),
-    *(0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0),
-)
-_FP4 = tuple(x / 12 for x in (0.0, 0.0625, 8.0, 12.0, 4.0, 6.0, 2.0, 3.0))
-_AF4 = (
-    *(1.0, 0.72424863, 0.55496234, 0.42563882, 0.31675666, 0.21961274, 0.12934483, 0.04273164),
-    *(0.0, -0.04934812, -0.14982478, -0.25607552, -0.3736951, -0.51243739, -0.69441008, -1.0),
-)
 _STATE = ".weight.quant_state.bitsandbytes__"
 _DTYPE = "bfloat16"  # what readers of these files decode to
 _PARTS = ("absmax", "quant_map", "nested_absmax", "nested_quant_map")
@@ -162,7 +148,7 @@ class _BnbFourBit(Format):
     def foreign_conf(
         self, parts: Mapping[str, str], read: Callable[[str], Tensor]
     ) -> dict[str, Any]:
-        state = _read_state(read(parts["quant_state"]), parts["quant_state"])
+        state = read_state(read(parts["quant_state"]), parts["quant_state"])
         conf: dict[str, Any] = {
             "format": self.id,
             "form": "bitsandbytes",
@@ -182,7 +168,7 @@ class _BnbFourBit(Format):
             found[suffix.removeprefix("weight.").partition(".")[0]] = tensor
         weight = found["weight"].reshape(-1)
         found["weight"] = weight if weight.dtype == torch.uint8 else weight.view(torch.uint8)
-        found["absmax"] = _absmax(found)
+        found["absmax"] = read_absmax(found)
         m, n = self.orig_shape(found, conf)
         blocks = -(-m * n // self._group(found, conf))
         counted = (found["weight"].numel(), found["absmax"].numel())
@@ -257,32 +243,6 @@ class _BnbFourBit(Format):
         }
 
 
-def _read_state(tensor: Tensor, name: str) -> dict[str, Any]:
-    try:
-        state = json.loads(bytes(tensor.cpu().tolist()))
-    except (ValueError, TypeError, RecursionError) as error:
-        raise FormatError(f"tensor {name!r} does not hold JSON: {error}; fetch it again") from error
-    if not isinstance(state, dict):
-        raise FormatError(f"tensor {name!r} holds no JSON object; fetch the file again")
-    return state
-
-
-def _absmax(parts: Parts) -> Tensor:
-    """Scales float32 ``[B]``; where they are codes, of their own scales in blocks, decoded."""
-    if "absmax" not in parts:
-        raise FormatError("its scales, absmax, are missing; fetch the file again")
-    absmax = parts["absmax"].reshape(-1)
-    if "nested_absmax" not in parts:
-        return absmax.float()
-    if absmax.is_meta:
-        return torch.empty(absmax.shape, dtype=torch.float32, device="meta")
-    state = _read_state(parts["quant_state"], "quant_state")
-    values = parts["nested_quant_map"].float()[absmax.long()]
-    size = int(state["nested_blocksize"])
-    outer = parts["nested_absmax"].float().repeat_interleave(size)[: len(values)]
-    return values * outer + float(state["nested_offset"])
-
-
 class BnbNF4(_BnbFourBit):
     """NormalFloat4."""
 
@@ -291,7 +251,7 @@ class BnbNF4(_BnbFourBit):
     aliases = ("nf4",)
     quant_type = "nf4"
     search_pays = True
-    grid = CodebookGrid.of("nf4", _NF4, by_reciprocal=True)
+    grid = CodebookGrid.of("nf4", NF4, by_reciprocal=True)
 
 
 class BnbFP4(_BnbFourBit):
@@ -301,7 +261,7 @@ class BnbFP4(_BnbFourBit):
     candidates = ()
     title = "FP4 (bitsandbytes)"
     quant_type = "fp4"
-    grid = CodebookGrid.of("fp4", (*_FP4, *(-x for x in _FP4)), by_reciprocal=True)
+    grid = CodebookGrid.of("fp4", FP4, by_reciprocal=True)
 
 
 class BnbAF4(_BnbFourBit):
@@ -313,4 +273,4 @@ class BnbAF4(_BnbFourBit):
     group_sizes = (64,)
     quant_type = "af4"
     search_pays = True
-    grid = CodebookGrid.of("af4", _AF4, by_reciprocal=True)
+    grid = CodebookGrid.of("af4", AF4, by_reciprocal=True)

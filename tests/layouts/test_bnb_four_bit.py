@@ -285,6 +285,16 @@ def test_what_is_wrong_with_a_file_is_said(tmp_path: Path) -> None:
             load_file(path)
 
 
+def test_scales_that_are_quantized_need_all_their_parts(tmp_path: Path) -> None:
+    path = tmp_path / "bad.safetensors"
+    written_by_bitsandbytes(path, weights("random", 96, 64), nested=True)
+    tensors = load_plain(path)
+    del tensors[f"{LAYER}.weight.nested_quant_map"]
+    save_file(tensors, path)
+    with pytest.raises(FormatError, match="nested_quant_map"):
+        load_file(path)
+
+
 def test_forms_and_blocks_that_are_not_there_are_refused() -> None:
     assert [f.id for f in formats().values() if "bitsandbytes" in f.forms] == [
         "bnb_nf4", "bnb_fp4", "bnb_af4"
