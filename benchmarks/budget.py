@@ -78,7 +78,7 @@ class Bench:
         """Every format worth choosing, alone."""
         found: dict[str, Made] = {}
         for fmt in formats().values():
-            for settings in fmt.candidates:
+            for settings in (candidate.options for candidate in fmt.candidates):
                 recipe = Recipe(format=fmt.id, **settings, preset=None)
                 made = self.make(recipe)
                 name = " ".join([fmt.id, *(f"{k} {v}" for k, v in settings.items())])

@@ -19,7 +19,16 @@ def add_recipe(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="JSON recipe, or a file that was made with one; the flags below override it",
     )
-    add("--format", metavar="ID", help="storage format (roundsmith quantize --list-formats)")
+    add(
+        "--format",
+        metavar="ID",
+        help="storage format (roundsmith quantize --list-formats), or auto: chosen for --goal",
+    )
+    add(
+        "--goal",
+        choices=("quality", "balance", "smallest", "fastest"),
+        help="what --format auto is to reach (balance)",
+    )
     add("--scaling", choices=("tensor", "row"), help="one scale a tensor or a row")
     add("--group-size", type=int, metavar="N", help="block size, where the format has one")
     add("--convrot", metavar="G", help="ConvRot group size (4 ... 1024), or auto")

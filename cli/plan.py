@@ -32,6 +32,6 @@ def _plan(args: argparse.Namespace) -> int:
     if args.json:
         print(plan_json(plan))
     else:
-        print(make_report(plan, {}, (), 0.0, recipe.to_json()).table())
+        print(make_report(plan, {}, ()).table())
         print(f"the file would take {plan.size:,} bytes ({human_bytes(plan.size)})")
     return 0

@@ -100,7 +100,7 @@ def convert(
         warnings += [journal.note] if journal.note else []
         journal.clear()
     seconds = time.perf_counter() - began
-    return make_report(plan, run.outcomes, warnings, seconds, recipe.to_json())
+    return make_report(plan, run.outcomes, warnings, seconds)
 
 
 def _device(name: str) -> torch.device:

@@ -10,12 +10,15 @@ from ..layouts import get_format
 from .matching import check_pattern, search_pattern
 from .strict import Strict
 
+Goal = Literal["quality", "balance", "smallest", "fastest"]
 Rounding = Literal["auto", "nearest", "calibrated", "learned"]
 ROUNDING_HELP = (
     "how codes are chosen: nearest; calibrated or learned on the layer's inputs; auto, the best "
     "that the statistics at hand support"
 )
-_TIED = ("scaling", "group_size", "convrot", "variant", "form")
+AUTO = "auto"
+"""In a recipe's format: chosen for the model, the device and the goal."""
+TIED = ("scaling", "group_size", "convrot", "variant", "form")
 
 
 class Options(Strict):
@@ -50,12 +53,17 @@ class Options(Strict):
 
     @model_validator(mode="after")
     def _check_format(self) -> Options:
-        if self.format is not None:
+        if self.format == AUTO:
+            self._check_auto()
+        elif self.format is not None:
             fmt = get_format(self.format)
-            asked = {name: getattr(self, name) for name in _TIED}
+            asked = {name: getattr(self, name) for name in TIED}
             fmt.bind(**asked)
             object.__setattr__(self, "format", fmt.id)
         return self
+
+    def _check_auto(self) -> None:
+        raise ValueError("format auto holds for a whole recipe; name a format here")
 
     def over(self, base: Options) -> Options:
         """These options, with what is not set taken from ``base``.
@@ -66,7 +74,7 @@ class Options(Strict):
         merged = {name: getattr(self, name) for name in Options.model_fields}
         same = self.format is None or self.format == base.format
         for name in Options.model_fields:
-            if merged[name] is None and (same or name not in _TIED):
+            if merged[name] is None and (same or name not in TIED):
                 merged[name] = getattr(base, name)
         return Options(**merged)
 

@@ -14,13 +14,15 @@ import torch
 
 from ..checkpoints import Entry, checkpoint_size, encode_conf, layers_metadata
 from ..checkpoints.quantization import HEADER_KEY
-from ..layouts import Spec, get_format
+from ..layouts import Candidate, Format, Spec, get_format
 from .matching import search_pattern
 from .model import ModelView
+from .options import AUTO, TIED
 from .presets import Decision, Policy, resolve
 from .recipe import METADATA_KEY, Options, Recipe
 from .source import Description
 from .stored import empty_parts
+from .suggestion import Device, Suggestion, suggest, this_device
 
 Action = Literal["quantize", "keep", "remove", "copy"]
 Known = Callable[[str, str], bool]
@@ -72,13 +74,17 @@ class TensorPlan:
 
 @dataclass(frozen=True)
 class Plan:
-    """What happens to every tensor, the metadata of the output, and what a person should know."""
+    """What happens to every tensor, the metadata of the output, and what a person should know.
+
+    ``choice`` says why, where the format was chosen for the goal.
+    """
 
     tensors: tuple[TensorPlan, ...]
     metadata: Mapping[str, str]
     preset: str
     evidence: str
     warnings: tuple[str, ...]
+    choice: Suggestion | None = None
 
     @property
     def entries(self) -> dict[str, Entry]:
@@ -114,6 +120,7 @@ def make_plan(
         known: what is known of a layer's inputs: whether its range is, ``"calibrated"`` or
             ``"imported"``, or that it sees ``"few tokens"`` a call.
     """
+    recipe, choice = choose_format(model, recipe)
     policy = resolve(recipe.preset, model.names)
     facts = known or (lambda layer, what: False)
     tensors = tuple(
@@ -133,7 +140,29 @@ def make_plan(
         metadata[HEADER_KEY] = layers_metadata(confs)
     metadata[METADATA_KEY] = recipe.to_json()
     preset = "+".join(policy.presets) or ("none" if recipe.preset is None else "unknown model")
-    return Plan(tensors, metadata, preset, policy.detection.evidence, tuple(warnings))
+    evidence = policy.detection.evidence
+    return Plan(tensors, metadata, preset, evidence, tuple(warnings), choice)
+
+
+def choose_format(
+    model: ModelView, recipe: Recipe, device: Device | None = None
+) -> tuple[Recipe, Suggestion | None]:
+    """The recipe with ``format="auto"`` replaced by what suits ``device`` (by default this one),
+    and why; as it is, and None, where it names a format."""
+    if recipe.format != AUTO:
+        return recipe, None
+
+    def named(fmt: Format, candidate: Candidate) -> Recipe:
+        options = Options(format=fmt.id, **candidate.options)
+        changes = {"format": fmt.id, **{name: getattr(options, name) for name in TIED}}
+        return recipe.model_copy(update=changes)
+
+    found = suggest(
+        recipe.goal,
+        device or this_device(),
+        lambda fmt, candidate: make_plan(model, named(fmt, candidate)).size,
+    )
+    return named(found.chosen.format, found.chosen.candidate), found
 
 
 def _plan_tensor(
@@ -272,7 +301,9 @@ def plan_json(plan: Plan) -> str:
         }
         for t in plan.tensors
     ]
-    top = {"preset": plan.preset, "evidence": plan.evidence, "warnings": plan.warnings}
+    choice = None if plan.choice is None else plan.choice.table()
+    top = {"preset": plan.preset, "evidence": plan.evidence, "choice": choice}
+    top |= {"warnings": list(plan.warnings)}
     return json.dumps({**top, "size": plan.size, "tensors": rows}, ensure_ascii=False)
 
 

@@ -16,7 +16,7 @@ from ..checkpoints import Checkpoint
 from ..errors import RecipeError
 from .layer_config import DEFAULT, LayerEntry, Match, most_specific
 from .matching import check_pattern
-from .options import ROUNDING_HELP, Options, Rounding, Rule
+from .options import ROUNDING_HELP, TIED, Goal, Options, Rounding, Rule
 from .rounding import CalibratedOptions, LearnedOptions
 
 METADATA_KEY = "roundsmith_recipe"
@@ -27,7 +27,12 @@ class Recipe(Options):
     specific entry of ``layer_config``, then ``exclude`` and the preset (then ``fallback``), then
     ``layer_config``'s ``_default``, then the recipe itself."""
 
-    format: str = Field("float8_e4m3fn", description="storage format, by its id")
+    format: str = Field(
+        "float8_e4m3fn", description="storage format, by its id, or auto: chosen for the goal"
+    )
+    goal: Goal = Field(
+        "balance", description="what format auto is to reach: the most exact, fastest, smallest"
+    )
     rounding: Rounding = Field("auto", description=ROUNDING_HELP)
     preset: str | tuple[str, ...] | None = Field(
         "auto", description="which layers stay in high precision: auto, preset names, or none"
@@ -67,6 +72,11 @@ class Recipe(Options):
     header: bool = Field(True, description="write the layers' JSON into the file header too")
     seed: int = Field(0, ge=0, description="seed of everything random")
     device: str = Field("auto", description="where rounding runs: auto, cpu, cuda, cuda:1, ...")
+
+    def _check_auto(self) -> None:
+        set_too = [name for name in TIED if getattr(self, name) is not None]
+        if set_too:
+            raise ValueError(f"format auto chooses {', '.join(set_too)} as well; leave them out")
 
     @field_validator("layer_config")
     @classmethod

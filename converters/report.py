@@ -11,6 +11,7 @@ from typing import Any
 
 from .outcome import Outcome
 from .plan import Plan, TensorPlan
+from .recipe import METADATA_KEY
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,10 @@ class LayerReport:
 
 @dataclass(frozen=True)
 class Report:
-    """What a conversion did; prints as a table, saves as JSON."""
+    """What a conversion did; prints as a table, saves as JSON.
+
+    ``recipe`` is its JSON, ``choice`` why its format was chosen, where that was left to us.
+    """
 
     layers: tuple[LayerReport, ...]
     warnings: tuple[str, ...]
@@ -73,6 +77,7 @@ class Report:
     bytes_after: int
     seconds: float = 0.0
     recipe: str = "{}"
+    choice: str = ""
 
     @property
     def quantized(self) -> int:
@@ -150,6 +155,7 @@ class Report:
         lines.insert(1, "-" * len(lines[0]))
         lines = [line.rstrip() for line in lines]
         lines += [f"warning: {text}" for text in self.warnings]
+        lines += self.choice.splitlines()
         return "\n".join([*lines, f"model: {self.evidence or self.preset}", self.summary()])
 
     def to_dict(self) -> dict[str, Any]:
@@ -177,8 +183,7 @@ def make_report(
     plan: Plan,
     outcomes: Mapping[str, Outcome],
     warnings: Iterable[str],
-    seconds: float,
-    recipe: str,
+    seconds: float = 0.0,
 ) -> Report:
     """The report of a plan that was carried out. ``outcomes``: by layer."""
     layers = tuple(_layer(t, outcomes.get(t.layer)) for t in plan.tensors if t.action != "copy")
@@ -190,7 +195,8 @@ def make_report(
         sum(t.bytes_before for t in plan.tensors),
         sum(t.bytes_after for t in plan.tensors),
         seconds,
-        recipe,
+        plan.metadata[METADATA_KEY],
+        "" if plan.choice is None else plan.choice.table(),
     )
 
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..errors import FormatError
+from .candidates import Candidate
 from .codec import decode, pad
 from .geometries import Geometry, Scales
 from .grids import Grid
@@ -77,7 +78,7 @@ class Format:
     own_layout: ClassVar[str | None] = None
     search_pays: ClassVar[bool] = False
     input_max: ClassVar[float | None] = None
-    candidates: ClassVar[tuple[Mapping[str, Any], ...]] = ({},)
+    candidates: ClassVar[tuple[Candidate, ...]] = ()
     core_quantizes_input: ClassVar[bool] = False
 
     # ---- grid × geometry: what rounding sees -------------------------------------------------

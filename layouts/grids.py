@@ -93,8 +93,8 @@ class IntGrid(Grid):
 class E2M1Grid(Grid):
     """4-bit floats (OCP Microscaling v1.0): sign, two exponent bits, one mantissa bit.
 
-    Codes are uint8 0..15 with the sign in bit 3. An E2M1 value over 2⁶ is an E4M3 value whose lowest
-    two bits are zero, subnormals included: the other bits are the code.
+    Codes are uint8 0..15 with the sign in bit 3. An E2M1 value over 2⁶ is an E4M3 value whose
+    lowest two bits are zero, subnormals included: the other bits are the code.
     """
 
     def round(self, x: Tensor) -> Tensor:

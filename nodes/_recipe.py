@@ -10,7 +10,7 @@ from comfy_api.latest import io
 
 from ..converters import Recipe, Rule
 from ..converters.layer_config import DEFAULT
-from ..converters.options import Rounding
+from ..converters.options import AUTO, Goal, Rounding
 from ..converters.presets import load_presets
 from ..converters.rounding import CalibratedOptions, LearnedOptions
 from ..converters.strict import Strict
@@ -34,8 +34,25 @@ def format_input() -> io.DynamicCombo.Input:
     listing = "\n".join(f"{name}: {_describe(known[name])}" for name in names)
     return io.DynamicCombo.Input(
         "format",
-        options=[io.DynamicCombo.Option(name, _options(known[name])) for name in names],
-        tooltip=f"How the weights are stored. Keep the first if unsure.\n{listing}",
+        options=[
+            *(io.DynamicCombo.Option(name, _options(known[name])) for name in names[:1]),
+            io.DynamicCombo.Option(AUTO, [_goal_input()]),
+            *(io.DynamicCombo.Option(name, _options(known[name])) for name in names[1:]),
+        ],
+        tooltip="How the weights are stored. Keep the first if unsure, or let auto choose for this "
+        f"device.\n{listing}",
+    )
+
+
+def _goal_input() -> io.Input:
+    return io.Combo.Input(
+        "goal",
+        options=list(get_args(Goal)),
+        default="balance",
+        tooltip="What to choose the format for, on this device. quality: the most exact that fits "
+        "its memory. balance: the most exact that it multiplies without decoding. smallest: the "
+        "smallest that still gives a good picture. fastest: 4-bit products where it has them. The "
+        "report shows the choice, its reason and the alternatives.",
     )
 
 
@@ -300,7 +317,9 @@ def make_recipe(
     kind = method.pop("rounding")
     text = method.pop("settings", "")
     settings = {**method, **_settings(text)}
+    goal = {"goal": format["goal"]} if "goal" in format else {}
     return Recipe(
+        **goal,
         rounding=kind,
         **({kind: settings} if settings else {}),
         **_format_options(format),

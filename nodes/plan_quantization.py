@@ -52,7 +52,7 @@ class PlanQuantization(io.ComfyNode):
     def execute(cls, source: str, format: dict[str, Any], **options: Any) -> io.NodeOutput:
         settings = make_recipe(format, **options)
         plan = plan_file(resolve_source(source), settings)
-        report = make_report(plan, {}, (), 0.0, settings.to_json())
+        report = make_report(plan, {}, ())
         kept = sum(t.action == "keep" for t in plan.tensors)
         before = sum(t.bytes_before for t in plan.tensors)
         summary = (

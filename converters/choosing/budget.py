@@ -19,7 +19,7 @@ from pydantic import Field, model_validator
 
 from ...checkpoints import Checkpoint, encode_conf
 from ...errors import Cancelled, RecipeError
-from ...layouts import Spec, formats, get_format
+from ...layouts import Candidate, Spec, formats, get_format
 from ..calibration import Calibration
 from ..engine import CancelCallback, ProgressCallback
 from ..model import ModelView
@@ -240,8 +240,8 @@ def _ways(model: ModelView, t: TensorPlan, recipe: Recipe, target: Target) -> li
     names = target.formats or [f.id for f in formats().values() if f.candidates]
     for name in names:
         fmt = get_format(name)
-        for settings in fmt.candidates or ({},):
-            asked = Options(format=fmt.id, **settings)
+        for candidate in fmt.candidates or (Candidate(),):
+            asked = Options(format=fmt.id, **candidate.options)
             spec = fmt.fit(
                 fmt.bind(
                     **{option: getattr(asked, option) for option in _TIED},

@@ -33,6 +33,7 @@ import torch
 from torch import Tensor
 
 from ...kernels import unpack_six_bits
+from ..candidates import Candidate
 from ..format import Format, Parts, Storage
 from ..geometries import ROW_LEVELS, Geometry, Scales
 from ..grids import INT4_WIDE, INT6, CodebookGrid, Grid
@@ -55,13 +56,16 @@ class AsymW4A8(Format):
     """Small codes under group scales, multiplied as INT8."""
 
     id = "asym_w4a8_int8"
+    candidates = (
+        Candidate({"variant": "w6a8"}, 40.5, 38.9, (7, 5)),
+        Candidate({"variant": "w4a8"}, 29.2, 29.1, (7, 5)),
+    )
     title = "4 or 6 bits, ConvRot, multiplied as INT8"
     grid = _NORMAL
     search_pays = True
     stock_note = "ComfyUI 0.33 and newer load w4a8 by themselves"
     hardware = "NVIDIA Turing (RTX 20) and newer, AMD RDNA 3"
     variants = ("w4a8", "w6a8")
-    candidates = ({"variant": "w4a8"}, {"variant": "w6a8"})
     rotates = True
     always_rotates = True
     layout_names = (_KITCHEN,)

@@ -31,6 +31,7 @@ from torch import Tensor
 from ...errors import FormatError
 from ...kernels import dequantize_4bit
 from ..bitsandbytes import AF4, FP4, NF4, read_absmax, read_state
+from ..candidates import Candidate
 from ..format import Format, Parts, Storage
 from ..geometries import ABSMAX_SCALES, Geometry, Scales
 from ..grids import CodebookGrid, Grid
@@ -247,6 +248,7 @@ class BnbNF4(_BnbFourBit):
     """NormalFloat4."""
 
     id = "bnb_nf4"
+    candidates = (Candidate({}, 27.6, 27.6),)
     title = "NF4 (bitsandbytes)"
     aliases = ("nf4",)
     quant_type = "nf4"
@@ -258,7 +260,6 @@ class BnbFP4(_BnbFourBit):
     """bitsandbytes' FP4."""
 
     id = "bnb_fp4"
-    candidates = ()
     title = "FP4 (bitsandbytes)"
     quant_type = "fp4"
     grid = CodebookGrid.of("fp4", FP4, by_reciprocal=True)

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from ...errors import FormatError
+from ..candidates import Candidate
 from ..format import FLOAT32_SCALE, Format, Parts
 from ..geometries import Geometry, ScaleRule
 from ..grids import INT4
@@ -36,6 +37,10 @@ class ConvRotW4A4(Format):
     """INT4 per row, rotated."""
 
     id = "convrot_w4a4"
+    candidates = (
+        Candidate({"variant": "w4a8"}, 24.0, 23.9, (7, 5)),
+        Candidate({"variant": "w4a4"}, 24.0, 18.0, (7, 5), (8, 9), 4),
+    )
     title = "INT4 per row, ConvRot, INT4 or INT8 activations"
     aliases = ("int4",)
     grid = INT4
@@ -43,7 +48,6 @@ class ConvRotW4A4(Format):
     stock = True
     hardware = "NVIDIA Turing (RTX 20) and newer; INT4 products up to Ada (RTX 40)"
     variants = ("w4a4", "w4a8")
-    candidates = ({"variant": "w4a8"}, {"variant": "w4a4"})
     rotates = True
     always_rotates = True
     layout_names = ("TensorCoreConvRotW4A4Layout",)

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from ..candidates import Candidate
 from ..format import FLOAT32_SCALE, Format
 from ..geometries import Geometry
 from ..grids import E4M3
@@ -23,6 +24,7 @@ class Float8Blockwise(Format):
     """E4M3 per square block."""
 
     id = "float8_e4m3fn_blockwise"
+    candidates = (Candidate({}, 38.8, 32.8, (8, 9)),)
     title = "FP8 E4M3, per 2-D block"
     aliases = ("fp8_blockwise", "block2d", "float8_e4m3fn")
     grid = E4M3

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..candidates import Candidate
 from ..format import FLOAT32_SCALE, Format, Storage
 from ..geometries import Geometry, Scales
 from ..grids import INT8
@@ -28,6 +29,7 @@ class Int8Blockwise(Format):
     """INT8 per square block."""
 
     id = "int8_blockwise"
+    candidates = (Candidate({}, 42.9, 38.0, (7, 5)),)
     title = "INT8, per 2-D block"
     aliases = ("int8_block",)
     grid = INT8

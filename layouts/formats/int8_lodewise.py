@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from ..candidates import Candidate
 from ..format import FLOAT32_SCALE, Format
 from ..geometries import Geometry
 from ..grids import INT8
@@ -23,6 +24,7 @@ class Int8Lodewise(Format):
     """INT8 per row block."""
 
     id = "int8_lodewise"
+    candidates = (Candidate({}, 50.7, 41.4, (7, 5)),)
     title = "INT8, per row block"
     aliases = ("int8_blockwise",)
     grid = INT8

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from ...errors import FormatError
+from ..candidates import Candidate
 from ..format import FLOAT32_SCALE, Format, Parts
 from ..geometries import FLOAT_SCALES, PER_ROW, PER_TENSOR, Geometry
 from ..grids import INT8
@@ -29,9 +30,12 @@ class Int8Tensorwise(Format):
     """INT8 per tensor or per row."""
 
     id = "int8_tensorwise"
+    candidates = (
+        Candidate({"convrot": "auto"}, 49.4, 42.9, (7, 5)),
+        Candidate({"convrot": 64}, 49.4, 42.9, (7, 5)),
+    )
     title = "INT8, per tensor or row, ConvRot"
     aliases = ("int8",)
-    candidates = ({"convrot": "auto"}, {"convrot": 64})
     grid = INT8
     stock = True
     hardware = "NVIDIA Turing (RTX 20) and newer, AMD RDNA 3"

@@ -18,6 +18,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from ..candidates import Candidate
 from ..format import Format, Parts, Storage
 from ..geometries import POWERS_OF_TWO, Geometry, Scales
 from ..grids import E4M3
@@ -31,6 +32,7 @@ class MXFP8(Format):
     """E4M3 under E8M0 block scales."""
 
     id = "mxfp8"
+    candidates = (Candidate({}, 38.7, 32.2, (10, 0)),)
     title = "MXFP8"
     grid = E4M3
     stock = True

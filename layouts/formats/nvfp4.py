@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..candidates import Candidate
 from ..format import Format, Parts, Storage
 from ..geometries import TWO_LEVELS, Geometry, Scales
 from ..grids import E2M1
@@ -37,6 +38,7 @@ class NVFP4(Format):
     """E2M1 under E4M3 block scales and a tensor scale."""
 
     id = "nvfp4"
+    candidates = (Candidate({}, 27.9, 21.4, (10, 0), bits=4),)
     title = "NVFP4"
     aliases = ("fp4",)
     grid = E2M1

@@ -45,9 +45,12 @@ def test_every_node_has_a_help_page(schema):
 def test_every_format_is_offered_with_its_own_options_only(base):
     schema = next(n for n in NODES if n.__name__ == "QuantizeModel").GET_SCHEMA()
     choice = next(i for i in schema.inputs if i.id == "format")
-    assert {option.key for option in choice.options} == set(formats())
+    assert {option.key for option in choice.options} == {*formats(), "auto"}
     assert choice.options[0].key == "int8_tensorwise"
     for option in choice.options:
+        if option.key == "auto":
+            assert [item.id for item in option.inputs] == ["goal"]
+            continue
         fmt = formats()[option.key]
         names = {item.id for item in option.inputs}
         assert ("scaling" in names) == bool(fmt.scalings)
