@@ -26,8 +26,10 @@ from ..errors import CheckpointError
 from ..layouts import formats, get_format
 from .operations import (
     MIXED,
+    Kind,
     core_knows,
     custom_operations,
+    kind_of,
     layer_parts,
     needs_custom_operations,
     repair_layer,
@@ -46,12 +48,14 @@ class StateDict:
     metadata: dict[str, str]
     formats: dict[str, str] = field(default_factory=dict)
     """Quantized layers, and the format of each."""
+    kinds: dict[str, Kind] = field(default_factory=dict)
+    """The same with the variant."""
     decoded: dict[str, str] = field(default_factory=dict)
     """Those of them that ask for full-precision products."""
 
-    def under(self, *prefixes: str) -> set[str]:
-        """Formats of the layers whose names start with one of the prefixes."""
-        return {f for name, f in self.formats.items() if name.startswith(prefixes)}
+    def under(self, *prefixes: str) -> set[Kind]:
+        """What the layers are whose names start with one of the prefixes."""
+        return {kind for name, kind in self.kinds.items() if name.startswith(prefixes)}
 
     def read(self, name: str) -> Tensor:
         """One tensor (for ``read_layers``)."""
@@ -76,7 +80,8 @@ def read_state_dict(path: str) -> StateDict:
     for layer, conf in found.layers.items():
         name, conf = repair_layer(state.tensors, f"{layer}.", conf)
         state.formats[layer] = name
-        if name in formats() and not core_knows(name):
+        state.kinds[layer] = kind_of(name, state.tensors, f"{layer}.", conf)
+        if name in formats() and not core_knows(*state.kinds[layer]):
             _show_shape(state.tensors, layer, name, conf)
         if conf.get("full_precision_matrix_mult") and name in formats():
             state.decoded[layer] = name
@@ -131,7 +136,7 @@ def load_diffusion_model(path: str, disable_dynamic: bool = False) -> Any:
     """Load a diffusion model file into a ModelPatcher."""
     state = read_state_dict(path)
     options = {}
-    if needs_custom_operations(state.formats.values(), state.decoded.values()):
+    if needs_custom_operations(state.kinds.values(), state.decoded.values()):
         prefix = comfy.model_detection.unet_prefix_from_state_dict(state.tensors)
         options["custom_operations"] = _diffusion_operations(state, prefix)
     tensors = dict(state.tensors)
@@ -175,7 +180,7 @@ def load_clip(
     options: dict[str, Any] = {}
     if device == "cpu":
         options["load_device"] = options["offload_device"] = torch.device("cpu")
-    found = {fmt for state in states for fmt in state.formats.values()}
+    found = {kind for state in states for kind in state.kinds.values()}
     options.update(_text_encoder_options(found, states, options.get("load_device")))
     kind = getattr(comfy.sd.CLIPType, clip_type.upper(), comfy.sd.CLIPType.STABLE_DIFFUSION)
     clip = comfy.sd.load_text_encoder_state_dicts(
@@ -195,7 +200,7 @@ def _load_clip_patcher(*args: Any, disable_dynamic: bool = False) -> Any:
 
 
 def _text_encoder_options(
-    found: set[str], states: list[StateDict], device: torch.device | None
+    found: set[Kind], states: list[StateDict], device: torch.device | None
 ) -> dict[str, Any]:
     """Model options that make text encoders read these formats; none where ComfyUI finds them."""
     if not found:
@@ -230,11 +235,9 @@ def load_checkpoint(
     prefix = comfy.model_detection.unet_prefix_from_state_dict(state.tensors)
     options, te_options = {}, {}
     model_formats = state.under(prefix)
-    te_formats = (
-        set(state.formats.values())
-        if not prefix
-        else {f for name, f in state.formats.items() if not name.startswith(prefix)}
-    )
+    te_formats = {
+        kind for name, kind in state.kinds.items() if not prefix or not name.startswith(prefix)
+    }
     decoded = {f for name, f in state.decoded.items() if name.startswith(prefix)}
     if needs_custom_operations(model_formats, decoded):
         options["custom_operations"] = _diffusion_operations(state, prefix)

@@ -23,16 +23,20 @@ from ..checkpoints import decode_conf, encode_conf
 from ..layouts import formats, get_format, identify
 
 _PACKED = "roundsmith_packed"
+Kind = tuple[str, str | None]
+"""A format's id, and the variant where variants are stored unlike."""
 MIXED = {"mixed_ops": True}
 
 
 @cache
-def core_knows(format_id: str) -> bool:
-    """Whether the running ComfyUI loads layers of this format by itself."""
+def core_knows(format_id: str, variant: str | None = None) -> bool:
+    """Whether the running ComfyUI loads layers of this format, in this variant, by itself."""
     fmt = formats().get(format_id)
     if fmt is None or format_id not in QUANT_ALGOS:
         return _is_core_only(format_id)
-    spec = fmt.bind()
+    if variant is not None and variant not in fmt.variants:
+        return False
+    spec = fmt.bind(variant=variant)
     state = {
         suffix: torch.zeros(shape, dtype=dtype)
         for suffix, (dtype, shape) in fmt.storage(spec, (256, 256)).items()
@@ -41,9 +45,21 @@ def core_knows(format_id: str) -> bool:
     layer = comfy.ops.mixed_precision_ops(dict(MIXED), torch.float32).Linear(256, 256, bias=False)
     try:
         layer.load_state_dict(state, strict=False)
+        weight = getattr(layer, "weight", None)
+        return isinstance(weight, QuantizedTensor) and weight.dequantize().shape == (256, 256)
     except Exception:  # whatever it raises, it does not load the format
         return False
-    return isinstance(getattr(layer, "weight", None), QuantizedTensor)
+
+
+def kind_of(
+    format_id: str, state: Mapping[str, Tensor], prefix: str, conf: Mapping[str, Any]
+) -> Kind:
+    """What a layer that :func:`repair_layer` has seen is. ``prefix`` as there."""
+    fmt = formats().get(format_id)
+    if fmt is None:
+        return format_id, None
+    parts = layer_parts(state, prefix)
+    return format_id, fmt.variant_of({s: tuple(t.shape) for s, t in parts.items()}, conf)
 
 
 def register_formats() -> None:
@@ -128,16 +144,16 @@ def _is_core_only(name: str) -> bool:
     return not ours and name in QUANT_ALGOS
 
 
-def needs_custom_operations(format_ids: Iterable[str], decoded: Iterable[str] = ()) -> bool:
+def needs_custom_operations(kinds: Iterable[Kind], decoded: Iterable[str] = ()) -> bool:
     """Whether a model is beyond the running ComfyUI's own loader.
 
     Args:
-        format_ids: the formats of its layers.
+        kinds: what its layers are.
         decoded: formats of layers that ask for ``full_precision_matrix_mult``. ComfyUI leaves its
             INT8 weights as they are there, whose product rounds the inputs all the same.
     """
     ignored = any(not get_format(name).core_quantizes_input for name in set(decoded))
-    return ignored or any(not core_knows(name) for name in set(format_ids))
+    return ignored or any(not core_knows(*kind) for kind in set(kinds))
 
 
 def custom_operations(
@@ -183,7 +199,7 @@ def custom_operations(
             conf = decode_conf(encoded)
             name, conf = repair_layer(state_dict, prefix, conf)
             self.roundsmith_conf = conf
-            if core_knows(name):
+            if core_knows(*kind_of(name, state_dict, prefix, conf)):
                 return super()._load_from_state_dict(state_dict, prefix, *args)
             return self._load_ours(get_format(name), conf, state_dict, prefix, *args)
 
@@ -193,10 +209,10 @@ def custom_operations(
             for suffix in (*parts, "comfy_quant"):
                 state_dict.pop(f"{prefix}{suffix}")
             self.quant_format = fmt.id
-            self.layout_type = fmt.layout
             self._full_precision_mm_config = bool(conf.get("full_precision_matrix_mult", False))
             self._full_precision_mm = self._full_precision_mm or self._full_precision_mm_config
             weight = fmt.read(parts, conf, self._orig_shape, self.factory_kwargs["dtype"])
+            self.layout_type = weight._layout_cls
             self.weight = torch.nn.Parameter(weight, requires_grad=False)
             if "input_scale" in parts:
                 scale = torch.nn.Parameter(parts["input_scale"], requires_grad=False)

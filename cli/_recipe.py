@@ -74,6 +74,7 @@ class _ListFormats(argparse.Action):
 
         for fmt in formats().values():
             loader = "stock ComfyUI" if fmt.stock else "Roundsmith's loader"
+            loader += f"; {fmt.stock_note}" if fmt.stock_note else ""
             variants = f" ({', '.join(fmt.variants)})" if fmt.variants else ""
             print(f"{fmt.id:26} {fmt.title}{variants}; loads with {loader}")
         parser.exit()

@@ -120,6 +120,7 @@ def _switch(name: str, default: str, tooltip: str) -> io.Input:
 
 def _describe(fmt: Format) -> str:
     where = "any ComfyUI loads it" if fmt.stock else "needs Roundsmith to load"
+    where += f" ({fmt.stock_note})" if fmt.stock_note else ""
     return f"{fmt.title}; {where}. Fast on: {fmt.hardware}."
 
 

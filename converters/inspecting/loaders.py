@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 
 from ...checkpoints import Checkpoint, QuantizedLayers
 from ...layouts.format import FLOAT32_SCALE
-from ..stored import StoredLayer
+from ..stored import StoredLayer, empty_parts
 
 
 def why_not_stock(
@@ -31,7 +31,7 @@ def _reason(
     source: Checkpoint, described: QuantizedLayers, layer: str, stored: StoredLayer
 ) -> str:
     if not stored.format.stock:
-        return f"{stored.format.id} is Roundsmith's"
+        return stored.format.stock_note or f"{stored.format.id} is Roundsmith's"
     shape = tuple(source.tensors[stored.parts[FLOAT32_SCALE]].shape) if (
         FLOAT32_SCALE in stored.parts) else ()  # fmt: skip
     if layer not in described.layers:
@@ -43,7 +43,8 @@ def _reason(
         return ""
     if described.layers[layer].get("format") != stored.format.id:
         return f"labelled {described.layers[layer].get('format')!r} (migrate labels it rightly)"
-    if stored.format.grid.dtype.is_floating_point is False and len(shape) == 1 and shape[0] > 1:
+    repaired = stored.format.normalise(empty_parts(source, stored.parts), stored.conf)
+    if len(shape) == 1 and shape[0] > 1 and tuple(repaired[FLOAT32_SCALE].shape) != shape:
         return "its scales [M] would be taken for columns' (migrate stores [M, 1])"
     return ""
 

@@ -63,7 +63,7 @@ class AsymW4A8(Format):
     title = "4 or 6 bits, ConvRot, multiplied as INT8"
     grid = _NORMAL
     search_pays = True
-    stock_note = "ComfyUI 0.33 and newer load w4a8 by themselves"
+    stock_note = "ComfyUI 0.33 and newer load w4a8 by themselves; w6a8 needs Roundsmith"
     hardware = "NVIDIA Turing (RTX 20) and newer, AMD RDNA 3"
     variants = ("w4a8", "w6a8")
     rotates = True
@@ -153,6 +153,9 @@ class AsymW4A8(Format):
     def variant_of(
         self, shapes: Mapping[str, tuple[int, ...]], conf: Mapping[str, Any]
     ) -> str | None:
+        """``"asymmetric"``, none of those that are written, with a correction."""
+        if "weight_correction" in shapes:
+            return "asymmetric"
         columns = shapes["weight_s_rel"][1] * int(conf.get("group_size", _GROUP))
         return "w6a8" if shapes["weight"][1] * 4 == columns * 3 else "w4a8"
 

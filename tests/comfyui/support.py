@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from roundsmith.bridge.loading import load_diffusion_model
+from roundsmith.bridge.operations import core_knows
 from roundsmith.layouts import formats
 from roundsmith.tests.models.text import encode
 
@@ -25,10 +26,18 @@ TOKENS = 8
 CASES = [(name, {}) for name in formats()] + [
     ("int8_tensorwise", {"scaling": "tensor"}),
     ("int8_tensorwise", {"convrot": 64}),
+    *((name, {"variant": v}) for name, fmt in formats().items() for v in fmt.variants[1:]),
 ]
 """Every format, with the options that change how it is stored."""
-STOCK = [(name, options) for name, options in CASES if formats()[name].stock]
-LEAST_SNR = {"nvfp4": 20.0, "bnb_nf4": 20.0, "bnb_fp4": 18.0, "bnb_af4": 20.0, "float8_e5m2": 28.0}
+STOCK = [
+    (name, options)
+    for name, options in CASES
+    if formats()[name].stock or core_knows(name, options.get("variant"))
+]
+LEAST_SNR = {
+    **{"nvfp4": 20.0, "bnb_nf4": 20.0, "bnb_fp4": 18.0, "bnb_af4": 20.0, "float8_e5m2": 28.0},
+    **{"convrot_w4a4": 8.0, "asym_w4a8_int8": 20.0},
+}
 """dB of the final latent below which a format is broken; 32 where not listed."""
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import comfy.quant_ops as quant_ops
 import comfy.sd
 import pytest
 import torch
@@ -49,6 +50,7 @@ MIX = {
     "img_attn": "float8_e4m3fn_rowwise",
     "txt_attn": "float8_e4m3fn_blockwise",
     "img_mlp": "int8_lodewise",
+    "txt_mlp": "asym_w4a8_int8",
     "linear1": "nvfp4",
     "linear2": "int8_blockwise",
 }
@@ -56,7 +58,7 @@ MIX = {
 
 @pytest.fixture(scope="module")
 def mixed(demo: Path) -> Path:
-    """A file in six formats: five by rule, the rest INT8."""
+    """A file in seven formats: six by rule, the rest INT8."""
     path = demo.with_name("mixed.safetensors")
     rules = tuple(Rule(match=match, format=format) for match, format in MIX.items())
     quantize_file(demo, path, Recipe(format="int8_tensorwise", rules=rules), overwrite=True)
@@ -243,3 +245,5 @@ def test_patchers_can_be_loaded_again(quantized, reference):
 def test_what_core_knows_is_probed():
     assert core_knows("nvfp4") and core_knows("int8_tensorwise") and core_knows("convrot_w4a4")
     assert not core_knows("int8_blockwise")
+    assert core_knows("asym_w4a8_int8", "w4a8") == hasattr(quant_ops, "AsymW4A8Int8Layout")
+    assert not core_knows("asym_w4a8_int8", "asymmetric"), "ComfyUI overlooks the correction"

@@ -17,7 +17,10 @@ from comfy.quant_ops import QuantizedTensor
 from .support import CASES, case_id, load_ours, load_stock, sample, snr, with_lora
 
 LAYER = "diffusion_model.double_blocks.0.img_attn.qkv"
-LEAST = {"nvfp4": 14.0, "float8_e5m2": 18.0, "bnb_nf4": 15.0, "bnb_fp4": 13.0, "bnb_af4": 15.0}
+LEAST = {
+    **{"nvfp4": 14.0, "float8_e5m2": 18.0, "bnb_nf4": 15.0, "bnb_fp4": 13.0, "bnb_af4": 15.0},
+    **{"convrot_w4a4": 6.0, "asym_w4a8_int8": 14.0},
+}
 """Re-rounding is stochastic, which costs up to 6 dB."""
 
 

@@ -1,3 +1,4 @@
+from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
@@ -7,15 +8,19 @@ from comfy_kitchen.backends.eager.w4a8_int8 import (
     quantize_w4a8_int8_weight,
     w4a8_int8_linear,
 )
-from comfy_kitchen.tensor import QuantizedTensor
+from comfy_kitchen.tensor import QuantizedTensor, get_layout_class
 from comfy_kitchen.tensor.w4a8_packed import _pack_codes, _unpack_codes
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
-from roundsmith.converters.rounding import nearest
+from roundsmith import Recipe, load_file, quantize_file
+from roundsmith.converters.rounding import nearest, scale_search
 from roundsmith.errors import FormatError
 from roundsmith.kernels import decode_grouped
 from roundsmith.layouts import identify
 from roundsmith.layouts.grouped_tensor import pack_grouped, register_grouped_layout
+from roundsmith.layouts.transforms import rotate
 
 from ..contract import FormatContract, snr, weights
 
@@ -71,8 +76,6 @@ class GroupedContract(FormatContract):
     def test_better_than_kitchens_encoder(self) -> None:
         """Weights alone, no search: the lead that statistics add to is measured elsewhere."""
         w = weights("random")
-        from roundsmith.converters.rounding import scale_search
-
         ours = self.fmt.decode(self.encode(w, scale_search), self.conf_of())
         assert snr(w, ours) > snr(w, self.decoded_by_kitchen(self.theirs(w))) - 0.1
 
@@ -101,8 +104,6 @@ class GroupedContract(FormatContract):
         assert snr(expected - bias, x @ ours.t()) > 60
 
     def ours(self, parts: dict[str, Tensor]) -> QuantizedTensor:
-        from comfy_kitchen.tensor.base import get_layout_class
-
         layout = register_grouped_layout()
         params = get_layout_class(layout).Params(
             **self.fmt.layout_params(parts, self.conf_of()),
@@ -129,6 +130,17 @@ class GroupedContract(FormatContract):
         assert q.to(torch.bfloat16).dequantize().dtype == torch.bfloat16
         assert torch.equal(q.clone().dequantize(), q.dequantize())
 
+    def test_files_are_decoded_before_they_are_quantized_again(self, tmp_path: Path) -> None:
+        source, small, again = (tmp_path / f"{name}.safetensors" for name in ("a", "b", "c"))
+        save_file({"fc.weight": weights("random", 256, 512)}, source)
+        first = Recipe(format=self.FORMAT, rounding="nearest", preset=None, **self.OPTIONS)
+        quantize_file(source, small, first)
+        report = quantize_file(small, again, Recipe(format="int8_tensorwise", preset=None))
+        assert report.quantized == 1
+        before, after = (load_file(f, dtype=torch.float32)["fc.weight"] for f in (small, again))
+        assert after._layout_cls != before._layout_cls
+        assert snr(before.dequantize(), after.dequantize()) > 40
+
     def test_group_must_divide(self) -> None:
         parts = self.encode(weights("random", 64, 192))
         with pytest.raises(FormatError, match="256 does not divide the 192 inputs"):
@@ -149,6 +161,23 @@ class TestW4A8(GroupedContract):
         found = self.fmt.decode(parts, self.conf_of())
         assert torch.equal(found, self.decoded_by_kitchen(parts))
         torch.testing.assert_close(self.ours(parts).dequantize(), found, rtol=0, atol=0)
+
+    @pytest.mark.parametrize("rounding", ["nearest", "learned"])
+    def test_a_layers_own_codebook_is_stored(self, rounding: str, tmp_path: Path) -> None:
+        """Row by row and whole layers alike; many rows, so that a sample of them decides."""
+        w = weights("random", 4096 if rounding == "nearest" else 256, 256)
+        w = w.sign() * w.abs() ** 3
+        source, made = tmp_path / "source.safetensors", tmp_path / "made.safetensors"
+        save_file({"fc.weight": rotate(w, 256)}, source)
+        settings = {"learned": {"iterations": 20}} if rounding == "learned" else {}
+        recipe = Recipe(format=self.FORMAT, rounding=rounding, preset=None, **settings)
+        quantize_file(source, made, recipe)
+        with safe_open(made, "pt") as file:
+            parts = {k.removeprefix("fc."): file.get_tensor(k) for k in file.keys()}  # noqa: SIM118
+        assert not torch.allclose(parts["weight_codebook"], torch.tensor(self.fmt.grid.values))
+        found = self.fmt.decode(parts, self.conf_of())
+        plain = self.fmt.decode(self.encode(rotate(w, 256)), self.conf_of())
+        assert snr(rotate(w, 256), found) > snr(rotate(w, 256), plain) + 0.3
 
     def test_a_correction_is_read_and_run(self) -> None:
         """ComfyUI's loader overlooks it; comfy-kitchen's layout applies it."""
