@@ -17,6 +17,7 @@ from . import (
     demo,
     edit,
     error_lora,
+    hybrid,
     inspect,
     migrate,
     plan,
@@ -26,7 +27,7 @@ from . import (
 
 COMMANDS = (
     *(quantize, plan, budget, inspect, compare),
-    *(calibrate, scales, edit, migrate, error_lora, demo),
+    *(calibrate, scales, edit, migrate, hybrid, error_lora, demo),
 )
 
 

@@ -22,6 +22,7 @@ from .load_checkpoint import LoadCheckpoint
 from .load_clip import LoadCLIP
 from .load_diffusion_model import LoadDiffusionModel
 from .load_recipe import LoadRecipe
+from .make_hybrid import MakeHybrid
 from .merge_calibrations import MergeCalibrations
 from .plan_quantization import PlanQuantization
 from .quantization_recipe import QuantizationRecipe
@@ -62,6 +63,7 @@ NODES: tuple[type[io.ComfyNode], ...] = (
     EditMetadata,
     ConvertLegacy,
     SetInputScales,
+    MakeHybrid,
     ExportInputScales,
     ExtractErrorLoraFile,
 )

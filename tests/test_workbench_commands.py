@@ -145,3 +145,18 @@ def test_inspect_draws_and_scores(fp8: Path, capsys: pytest.CaptureFixture) -> N
     assert found["reference"] == str(fp8)
     assert run("inspect", fp8, "--chart", fp8.parent / "none" / "c.png") == 1
     assert "cannot write" in capsys.readouterr().err
+
+
+def test_hybrid(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    out = tmp_path / "out.safetensors"
+    assert run("hybrid", PEER / "mxfp8.safetensors", out, "--scalar", "tight") == 0
+    assert "layers made hybrid: 5 of 5" in capsys.readouterr().out
+    assert run("hybrid", out, "--scalar", "tight", "--in-place", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["changes"] == []
+    assert run("hybrid", out, "--import", PEER / "fp8_tensor.safetensors", "--in-place") == 0
+    scale = load_file(PEER / "fp8_tensor.safetensors")["img_in.weight_scale"]
+    assert torch.equal(load_file(out)["img_in.weight_scalar"], scale)
+    assert run("hybrid", out, "--scalar", "tight", "--import", out, "--in-place") == 2
+    assert "contradict" in capsys.readouterr().err
+    assert run("hybrid", PEER / "fp8_tensor.safetensors", "--dry-run") == 1
+    assert "no MXFP8 layers" in capsys.readouterr().err

@@ -16,6 +16,7 @@ from roundsmith.nodes.edit_metadata import EditMetadata
 from roundsmith.nodes.export_input_scales import ExportInputScales
 from roundsmith.nodes.extract_error_lora_file import ExtractErrorLoraFile
 from roundsmith.nodes.inspect_file import InspectFile
+from roundsmith.nodes.make_hybrid import MakeHybrid
 from roundsmith.nodes.set_input_scales import SetInputScales
 
 from .support import load_ours, load_stock, sample
@@ -243,3 +244,18 @@ def test_a_file_of_another_kind_is_named(base, demo):
             ExportInputScales.execute(choice, "", "input-scales/x")
     finally:
         path.unlink()
+
+
+def test_an_mxfp8_file_made_hybrid_samples(base, quantized):
+    """As one that was quantized to hybrid at once, to the last bit."""
+    choice = f"diffusion_models/{quantized('mxfp8').name}"
+    path, report, _ = MakeHybrid.execute(
+        choice, {"scalar": "largest"}, **destination("hybrid")
+    ).args
+    assert "weight_scalar" in report and same(codes(path), codes(quantized("mxfp8")))
+    expected = sample(load_ours(quantized("hybrid_mxfp8")))
+    assert torch.equal(sample(load_ours(path)), expected)
+    scales = {"scalar": "import", "file": f"diffusion_models/{quantized('float8_e4m3fn').name}"}
+    path = MakeHybrid.execute(choice, scales, **destination("hybrid-imported")).args[0]
+    wanted = load_file(quantized("float8_e4m3fn"))["single_blocks.0.linear1.weight_scale"]
+    assert torch.equal(load_file(path)["single_blocks.0.linear1.weight_scalar"], wanted)
