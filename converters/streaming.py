@@ -19,7 +19,7 @@ from .rows import Rows, check_finite
 from .source import Sink
 
 _SNR_CHUNKS = 4
-_GRID_SAMPLE, _GRID_PLACES = 1 << 19, 64  # weights a codebook is fitted to, and where they lie
+_GRID_SAMPLE, _GRID_PLACES = 1 << 18, 64  # weights a codebook is fitted to, and where they lie
 
 
 def quantize_rows(

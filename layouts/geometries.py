@@ -20,6 +20,7 @@ from .grids import INT8, Grid
 
 E8M0_BIAS = 127
 _E4M3_MAX = 448.0
+_E4M3_LAST = 0x7E  # the code of the largest
 
 
 class Scales(NamedTuple):
@@ -86,6 +87,17 @@ class ScaleRule:
         return Scales(effective.clamp(min=self.floor))
 
 
+    def candidates(self, start: Scales, multiples: Sequence[float]) -> list[Tensor]:
+        """Different storable block scales ``[Mb, Nb]`` to search among, ``start``'s first: about
+        these multiples of it."""
+        tried = [start.block]
+        for multiple in multiples:
+            block = self.snap(start.effective * multiple, start.tensor).block
+            if type(self) is ScaleRule or not torch.equal(block, tried[-1]):
+                tried.append(block)
+        return tried
+
+
 @dataclass(frozen=True)
 class PowerOfTwoRule(ScaleRule):
     """E8M0 scales (OCP Microscaling v1.0): powers of two, rounded up; 0 marks an all-zero block."""
@@ -138,6 +150,22 @@ class RowLevelsRule(ScaleRule):
     def snap(self, effective: Tensor, tensor: Tensor | None) -> Scales:
         assert tensor is not None
         return Scales(_e4m3(effective / tensor), tensor, self.between)
+
+    def candidates(self, start: Scales, multiples: Sequence[float]) -> list[Tensor]:
+        """Each block's neighbours among E4M3's values: all there are, in a third of the tries."""
+        codes = start.block.to(torch.float8_e4m3fn).view(torch.uint8).to(torch.int16)
+        tried = [start.block]
+        for step in range(_steps(min(multiples)), _steps(max(multiples)) + 1):
+            if step:
+                moved = (codes + step).clamp_(1, _E4M3_LAST).to(torch.uint8)
+                block = moved.view(torch.float8_e4m3fn).to(torch.float32)
+                tried.append(torch.where(codes == 0, 0.0, block))
+        return tried
+
+
+def _steps(multiple: float) -> int:
+    """About how many of E4M3's values away a multiple of a scale is: eight to the octave."""
+    return round(8 * math.log2(multiple))
 
 
 def _e4m3(x: Tensor) -> Tensor:

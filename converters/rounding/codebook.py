@@ -21,7 +21,7 @@ from .problem import Poll
 from .scale_search import best_scales
 
 WORTH = 0.03
-SAMPLE = 1 << 20
+SAMPLE = 1 << 17
 """Weights that are looked at, about."""
 _ROUNDS = 2
 _STEPS = 30
@@ -54,9 +54,11 @@ def fit_codebook(
         return grid
     if importance is not None and not _usable(importance):
         importance = None
-    fitted = grid
-    for _ in range(_ROUNDS):
-        fitted = _moved(w, fitted, geometry, importance, poll)
+    fitted, gain = _moved(w, grid, geometry, importance, poll)
+    if gain < WORTH:
+        return grid
+    for _ in range(_ROUNDS - 1):
+        fitted, _ = _moved(w, fitted, geometry, importance, poll)
     before, after = (_cost(w, g, geometry, importance, poll) for g in (grid, fitted))
     return fitted if after < (1 - WORTH) * before else grid
 
@@ -82,8 +84,9 @@ def _scaled(
 
 def _moved(
     w: Tensor, grid: CodebookGrid, geometry: Geometry, importance: Tensor | None, poll: Poll | None
-) -> CodebookGrid:
-    """A codebook moved to the weights by Lloyd's steps, on a histogram."""
+) -> tuple[CodebookGrid, float]:
+    """A codebook moved to the weights by Lloyd's steps, on a histogram; and by what share that
+    lowers the error under the scales that were."""
     x, counts = _scaled(w, grid, geometry, importance, poll)
     largest = float(x.abs().max())
     bins = ((x / largest + 1) * ((_BINS - 1) / 2)).round_().long()
@@ -93,14 +96,17 @@ def _moved(
     total.index_add_(0, bins, (counts * x).double())
     centres = torch.linspace(-largest, largest, _BINS, dtype=torch.float64, device=w.device)
     values = torch.tensor(sorted(grid.values), dtype=torch.float64, device=w.device)
+    errors = []
     for _ in range(_STEPS):
         nearest = torch.bucketize(centres, (values[1:] + values[:-1]) / 2)
+        errors.append(float((mass * (centres - values[nearest]).square()).sum()))
         cells = torch.zeros_like(values).index_add_(0, nearest, mass)
         sums = torch.zeros_like(values).index_add_(0, nearest, total)
         values = torch.where(cells > 0, sums / cells.clamp(min=1e-300), values)
     values = values.sort().values
     peak = values.abs().max()
-    return CodebookGrid.of(grid.name, (values * (grid.max / peak)).float().cpu())
+    moved = CodebookGrid.of(grid.name, (values * (grid.max / peak)).float().cpu())
+    return moved, 1 - errors[-1] / max(errors[0], 1e-300)
 
 
 def _cost(

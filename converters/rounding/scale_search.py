@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ...kernels import block_view, expand_scale
 from ...layouts.codec import encode, nearest_values
-from ...layouts.geometries import Geometry, ScaleRule, Scales
+from ...layouts.geometries import Geometry, Scales
 from ...layouts.grids import Grid
 from .problem import Poll
 from .quantizer import rounder
@@ -68,14 +68,13 @@ def best_scales(
     if mb > 1:  # whole blocks of rows
         together = max(rows, geometry.run(n))
         step = -(-step // together) * together
-    wished = (1.0, *multiples)
     found: list[Tensor] = []
     errors: Tensor | None = None
     for first in range(0, m, step):
         part = w[first : first + step]
         covered = slice(first // rows, max(-(-(first + part.shape[0]) // rows), 1))
         mine = start.rows(covered)
-        tried = _candidates(mine, geometry, wished)
+        tried = geometry.rule.candidates(mine, multiples)
         lost = _block_errors(part, grid, mine, tried, importance, poll)
         lost = geometry.over_runs(lost, n, "sum")
         if mb > 1:
@@ -83,20 +82,8 @@ def best_scales(
         else:  # one block of rows, in several parts
             errors = lost if errors is None else errors + lost
     if errors is not None:
-        found.append(_least(_candidates(start, geometry, wished), errors))
+        found.append(_least(geometry.rule.candidates(start, multiples), errors))
     return start._replace(block=torch.cat(found)) if found else start
-
-
-def _candidates(
-    start: Scales, geometry: Geometry, multiples: tuple[float, ...]
-) -> list[Tensor]:
-    """Different storable scales ``[mb, Nb]`` to try, the absmax scale first."""
-    tried = [start.block]
-    for multiple in multiples[1:]:
-        block = geometry.rule.snap(start.effective * multiple, start.tensor).block
-        if type(geometry.rule) is ScaleRule or not torch.equal(block, tried[-1]):
-            tried.append(block)
-    return tried
 
 
 def _least(tried: list[Tensor], errors: Tensor) -> Tensor:
