@@ -16,8 +16,9 @@ from .candidates import Candidate
 from .codec import decode, pad
 from .geometries import Geometry, Scales
 from .grids import Grid
-from .spec import Encoded, Fit, Spec
-from .transforms import DEFAULT_GROUP, GROUP_SIZES, largest_group, rotate
+from .options import Bindable
+from .spec import Encoded, Spec
+from .transforms import DEFAULT_GROUP, GROUP_SIZES, rotate
 
 if TYPE_CHECKING:  # comfy-kitchen brings torch's compiler along, seconds that a conversion can save
     from comfy_kitchen.tensor import QuantizedTensor
@@ -27,25 +28,18 @@ Storage = dict[str, tuple[torch.dtype, tuple[int, ...]]]
 FLOAT32_SCALE = "weight_scale"
 
 
-class Format:
+class Format(Bindable):
     """One storage format of a linear layer's weight ``[M, N]`` (M outputs, N inputs).
 
+    Its options are :class:`~.options.Bindable`'s.
+
     Attributes:
-        id: the name in the layer's JSON.
         title: the name for people.
         grid: the values a code can take.
         aliases: other names a person or a foreign file may use; a file's shapes decide.
         stock: ComfyUI's own loaders read it.
         stock_note: which of them read some of it, where not all do.
         hardware: where its products run without decoding, for the documentation.
-        scalings: the values of ``Spec.scaling`` it takes; empty where it has no choice.
-        group_sizes: legal block sizes, the default first; empty where it has none.
-        variants: the values of ``Spec.variant`` it takes, the default first; empty where it has no
-            choice.
-        forms: ways in which files say the same, the default first; empty where there is one.
-        rotates: takes ConvRot.
-        always_rotates: is always rotated: by the group asked for or 256, else by the largest that
-            divides the inputs.
         part_names: suffixes of the file tensors it may have.
         padding: rows and columns the stored matrix is padded to.
         layout_names: layouts of comfy-kitchen or ComfyUI that run it, preferred first.
@@ -59,19 +53,12 @@ class Format:
             other layouts do so themselves inside the product, or never.
     """
 
-    id: ClassVar[str]
     title: ClassVar[str]
     grid: ClassVar[Grid]
     aliases: ClassVar[tuple[str, ...]] = ()
     stock: ClassVar[bool] = False
     stock_note: ClassVar[str] = ""
     hardware: ClassVar[str] = ""
-    scalings: ClassVar[tuple[str, ...]] = ()
-    group_sizes: ClassVar[tuple[int, ...]] = ()
-    variants: ClassVar[tuple[str, ...]] = ()
-    forms: ClassVar[tuple[str, ...]] = ()
-    rotates: ClassVar[bool] = False
-    always_rotates: ClassVar[bool] = False
     part_names: ClassVar[tuple[str, ...]] = ("weight", FLOAT32_SCALE, "input_scale")
     padding: ClassVar[tuple[int, int]] = (1, 1)
     layout_names: ClassVar[tuple[str, ...]] = ()
@@ -83,10 +70,6 @@ class Format:
 
     # ---- grid × geometry: what rounding sees -------------------------------------------------
 
-    def geometry(self, spec: Spec) -> Geometry:
-        """Which weights share a scale under ``spec``."""
-        raise NotImplementedError
-
     def grid_for(self, spec: Spec) -> Grid:
         """The grid under ``spec``; where layers have grids of their own, the one to start from."""
         return self.grid
@@ -94,104 +77,6 @@ class Format:
     def own_grid(self, spec: Spec) -> bool:
         """Whether each layer stores a grid of its own under ``spec``: a codebook fitted to it."""
         return False
-
-    def fit(self, spec: Spec, shape: tuple[int, ...]) -> Fit:
-        """Adapt ``spec`` to a tensor of ``shape``, or say why the tensor is kept as it is."""
-        if len(shape) != 2:
-            return Fit(None, f"{len(shape)}-D tensor, not a matrix")
-        if 0 in shape:
-            return Fit(None, "empty tensor")
-        notes: list[str] = []
-        fitted = self._fit_blocks(spec, (shape[0], shape[1]), notes)
-        if fitted is not None and self.always_rotates:
-            fitted = self._fit_rotation(fitted, (shape[0], shape[1]), notes)
-        elif fitted is not None and fitted.convrot and shape[1] % fitted.convrot:
-            notes.append(f"ConvRot {fitted.convrot} does not divide {shape[1]} inputs: unrotated")
-            fitted = self.replace(fitted, convrot=None)
-        return Fit(fitted, "; ".join(notes))
-
-    def _fit_blocks(self, spec: Spec, shape: tuple[int, int], notes: list[str]) -> Spec | None:
-        if spec.group_size is None:
-            return spec
-        smaller = sorted((g for g in self.group_sizes if g <= spec.group_size), reverse=True)
-        for size in dict.fromkeys((spec.group_size, *smaller)):
-            tried = self.replace(spec, group_size=size)
-            rows, cols = self.geometry(tried).block(shape)
-            if shape[0] % rows == 0 and shape[1] % cols == 0:
-                if size != spec.group_size:
-                    notes.append(f"block {size}: {spec.group_size} does not divide {shape}")
-                return tried
-        notes.append(f"no legal block size {self.group_sizes} divides {shape}")
-        return None
-
-    def _fit_rotation(self, spec: Spec, shape: tuple[int, int], notes: list[str]) -> Spec | None:
-        """The group asked for, else the largest that divides the inputs."""
-        asked = spec.convrot or DEFAULT_GROUP
-        legal = (asked, *sorted(GROUP_SIZES, reverse=True))
-        group = next((g for g in legal if shape[1] % g == 0), None)
-        if group is None:
-            notes.append(f"no ConvRot group {GROUP_SIZES} divides the inputs of {shape}")
-            return None
-        if group != asked:
-            notes.append(f"ConvRot {group}: {asked} does not divide the inputs of {shape}")
-        return self.replace(spec, convrot=group)
-
-    @staticmethod
-    def replace(spec: Spec, **changes: Any) -> Spec:
-        """A copy of ``spec`` with some fields changed."""
-        return Spec(**{**spec.__dict__, **changes})
-
-    def bind(
-        self,
-        *,
-        scaling: str | None = None,
-        group_size: int | None = None,
-        convrot: int | str | None = None,
-        features: int | None = None,
-        full_precision_matrix_mult: bool = False,
-        variant: str | None = None,
-        form: str | None = None,
-    ) -> Spec:
-        """Make a spec of this format from what a person asked for, filling in its defaults.
-
-        ``convrot="auto"`` takes the largest group dividing ``features`` inputs; where the format is
-        always rotated, 256. Raises :class:`FormatError` for an option the format does not have.
-        """
-        if variant is not None and variant not in self.variants:
-            raise self._no_option("variant", variant, self.variants)
-        if form is not None and form not in self.forms:
-            raise self._no_option("form", form, self.forms)
-        if scaling is not None and scaling not in self.scalings:
-            raise self._no_option("scaling", scaling, self.scalings)
-        if group_size is not None and not self.group_sizes:
-            raise self._no_option("group_size", group_size, ())
-        if group_size is not None and group_size not in self.group_sizes:
-            raise self._no_option("group_size", group_size, self.group_sizes)
-        if convrot is not None and not self.rotates:
-            raise self._no_option("convrot", convrot, ())
-        if self.always_rotates and convrot in (None, "auto"):
-            convrot = DEFAULT_GROUP
-        if convrot == "auto":
-            convrot = largest_group(features or 0)
-        if convrot is not None and convrot not in GROUP_SIZES:
-            raise self._no_option("convrot", convrot, ("auto", *GROUP_SIZES))
-        if convrot is not None and self.scalings and scaling != "row":
-            if scaling == "tensor":
-                raise FormatError(f"{self.id}: ConvRot needs scaling 'row', not 'tensor'")
-            scaling = "row"
-        return Spec(
-            self.id,
-            scaling or (self.scalings[0] if self.scalings else None),
-            group_size or (self.group_sizes[0] if self.group_sizes else None),
-            int(convrot) if convrot is not None else None,
-            full_precision_matrix_mult,
-            variant or (self.variants[0] if self.variants else None),
-            form or (self.forms[0] if self.forms else None),
-        )
-
-    def _no_option(self, name: str, value: object, legal: tuple[object, ...]) -> FormatError:
-        choices = f"; it takes {', '.join(map(str, legal))}" if legal else "; leave it out"
-        return FormatError(f"{self.id} has no {name} {value!r}{choices}")
 
     def transform(self, w: Tensor, spec: Spec) -> Tensor:
         """Bring float32 ``w [M, N]`` into the domain that is rounded: rotate, then pad."""
