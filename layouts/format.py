@@ -14,7 +14,7 @@ from torch import Tensor
 from ..errors import FormatError
 from .candidates import Candidate
 from .codec import decode, pad
-from .geometries import Geometry, Scales
+from .geometries import Scales
 from .grids import Grid
 from .options import Bindable
 from .spec import Encoded, Spec
