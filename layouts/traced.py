@@ -100,7 +100,8 @@ def _tracing(
 
 def _taken_apart(weight: QuantizedTensor) -> tuple[list[Tensor], str]:
     """A weight's tensors, and everything else as text."""
-    tensors, fields = [weight._qdata], {}
+    tensors = [weight._qdata]
+    fields: dict[str, Any] = {}
     for field in dataclasses.fields(weight._params):
         value = getattr(weight._params, field.name)
         if isinstance(value, Tensor):

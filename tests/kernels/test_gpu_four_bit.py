@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -15,12 +17,12 @@ TABLE = torch.linspace(-1, 1, 16) ** 3
 SHAPES = [(33, 66, 64), (70, 256, 64), (5, 130, 64), (17, 384, 128), (257, 32, 64)]
 
 
-def weight(m: int, n: int, group: int):
+def weight(m: int, n: int, group: int) -> Any:
     packed = torch.randint(0, 256, (-(-m * n // 2),), dtype=torch.uint8, generator=generator(m, n))
     return packed, positive(-(-m * n // group)), TABLE, group, (m, n)
 
 
-def moved(device, given):
+def moved(device, given) -> Any:
     return [value.to(device) if isinstance(value, torch.Tensor) else value for value in given]
 
 

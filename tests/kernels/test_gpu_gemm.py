@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -22,14 +24,14 @@ SHAPES = [
 ]
 
 
-def operands(dtype, t: int, n: int, k: int, group: int, rows: int):
+def operands(dtype, t: int, n: int, k: int, group: int, rows: int) -> Any:
     return (
         codes(t, k, dtype), positive(t, k // group), codes(n, k, dtype),
         positive(n // rows, k // group),
     )  # fmt: skip
 
 
-def moved(device, *tensors):
+def moved(device, *tensors) -> Any:
     return [tensor if tensor is None else tensor.to(device) for tensor in tensors]
 
 
