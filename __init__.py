@@ -19,9 +19,11 @@ if TYPE_CHECKING:
         quantize_file,
         quantize_module,
     )
-    from .converters.calibration import Calibration, capture
+    from .converters.calibration import Calibration
+    from .converters.calibration.capture import capture
     from .converters.comparing import Comparison, compare, compare_files
-    from .converters.corrections import ErrorLoraOptions, calibrate_file, error_lora_file
+    from .converters.corrections import ErrorLoraOptions, error_lora_file
+    from .converters.corrections.calibrate_file import calibrate_file
     from .errors import RoundsmithError
 
 __version__ = "0.1.0"

@@ -81,6 +81,7 @@ def variants(names: Iterable[str] | None = None) -> list[Recipe]:
     for name in chosen:
         fmt = known_formats()[name]
         for variant in fmt.variants or (None,):
+            choices: list[tuple[str | None, str | None]]
             choices = [(scaling, None) for scaling in fmt.scalings or (None,)]
             if fmt.rotates and not fmt.always_rotates:
                 choices.append(("row" if fmt.scalings else None, "auto"))

@@ -301,9 +301,12 @@ def plan_json(plan: Plan) -> str:
         }
         for t in plan.tensors
     ]
-    choice = None if plan.choice is None else plan.choice.table()
-    top = {"preset": plan.preset, "evidence": plan.evidence, "choice": choice}
-    top |= {"warnings": list(plan.warnings)}
+    top = {
+        "preset": plan.preset,
+        "evidence": plan.evidence,
+        "choice": None if plan.choice is None else plan.choice.table(),
+        "warnings": plan.warnings,
+    }
     return json.dumps({**top, "size": plan.size, "tensors": rows}, ensure_ascii=False)
 
 
