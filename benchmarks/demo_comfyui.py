@@ -5,7 +5,8 @@
 Runs in ComfyUI's own environment, as the tests in tests/comfyui do, on the CPU: there INT8 layers
 round their inputs too, the others do not. A number is the final latent's SNR in dB against the
 unquantized model on the same noise and prompt after 12 Euler steps, mean over the ten digits, on
-seeds used for nothing else.
+seeds used for nothing else. ComfyUI 0.29 ignores ``full_precision_matrix_mult`` for INT8, so that
+line is loaded by Roundsmith; all others by ComfyUI.
 
 Columns: ``nearest``; calibrated ``on prompts`` (all ten, 20 samples, other seeds), ``0-4 on 5-9``
 (calibrated on half of the digits, scored on the others; ``nearest 5-9`` beside it), by ``itself``
@@ -43,12 +44,16 @@ INT8 = ("--int8", "--scaling_mode", "row")
 
 @dataclass(frozen=True)
 class Line:
-    """A line of the table: our recipe, the peer's options, and bars by column, dB over nearest."""
+    """A line of the table: our recipe, the peer's options, and bars by column, dB over nearest.
+
+    ``ours``: loaded by Roundsmith, where ComfyUI's own loader ignores what the file asks for.
+    """
 
     title: str
     recipe: dict[str, object]
     peer: tuple[str, ...]
     bars: dict[str, float] = field(default_factory=dict)
+    ours: bool = False
 
 
 LINES = (
@@ -77,6 +82,7 @@ LINES = (
         {**ROW, "full_precision_matrix_mult": True},
         (*INT8, "--full_precision_matrix_mult"),
         {"on prompts": 10},
+        ours=True,
     ),
 )
 COLUMNS = (
@@ -106,9 +112,9 @@ class Table:
     def _sample(self, model: Any) -> list[Tensor]:
         return [self.demo.sample(model, digit, 1000 * SCORED + digit) for digit in DIGITS]
 
-    def score(self, path: Path) -> list[float]:
+    def score(self, line: Line, path: Path) -> list[float]:
         """dB of each digit."""
-        made = self._sample(self.demo.load(path))
+        made = self._sample((self.demo.load_ours if line.ours else self.demo.load)(path))
         return [snr(a, b) for a, b in zip(self.latents, made, strict=True)]
 
     def ours(self, line: Line, method: str, calibration: Any = None) -> list[float]:
@@ -117,13 +123,13 @@ class Table:
         quantize_file(
             self.demo.model_file, self.file, recipe, calibration=calibration, overwrite=True
         )
-        return self.score(self.file)
+        return self.score(line, self.file)
 
     def theirs(self, line: Line, learned: bool) -> list[float]:
         """dB of each digit after the peer's, on the layers that ours quantizes."""
         assert self.peer is not None
         options = peer_options(self.demo.model_file, line)
-        return self.score(self.peer.convert(self.demo.model_file, options, learned)[0])
+        return self.score(line, self.peer.convert(self.demo.model_file, options, learned)[0])
 
     def fill(self, line: Line, learned: bool) -> dict[str, float]:
         """A line's numbers by column, with our learned rounding or without."""

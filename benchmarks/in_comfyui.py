@@ -76,6 +76,13 @@ class Demo:
         return comfy.sd.load_diffusion_model(str(path))
 
     @torch.inference_mode()
+    def load_ours(self, path: Path) -> Any:
+        """A model through Roundsmith's loader."""
+        from roundsmith.bridge.loading import load_diffusion_model
+
+        return load_diffusion_model(str(path))
+
+    @torch.inference_mode()
     def sample(self, model: Any, digit: int, seed: int) -> Tensor:
         """The final latent."""
         import comfy.sample
