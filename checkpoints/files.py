@@ -6,6 +6,7 @@ a position belongs to the handle, so each thread opens its own.
 
 from __future__ import annotations
 
+import errno
 import os
 import threading
 from collections.abc import Iterator
@@ -16,6 +17,9 @@ from pathlib import Path
 import torch
 
 SHARED_DESCRIPTOR = hasattr(os, "preadv") and hasattr(os, "pwrite")
+_CANNOT_COPY = (
+    *(errno.ENOSYS, errno.EXDEV, errno.EINVAL, errno.EOPNOTSUPP, errno.EBADF, errno.EPERM),
+)
 _PIECE = 64 * 2**20  # bytes a system call: below every platform's limit, and Ctrl-C is heard
 
 
@@ -62,6 +66,30 @@ class PositionalFile:
                 else:
                     handle.seek(offset + done)
                     done += handle.write(piece) or 0
+
+    def copy_from(self, other: PositionalFile, source: int, target: int, count: int) -> int:
+        """Copy bytes of another file from its offset ``source`` to ``target`` here.
+
+        The system copies where it can, without passing the bytes through this process. Returns how
+        many were copied, fewer than ``count`` where the system cannot, or at the other file's end.
+        Raises OSError.
+        """
+        copy = getattr(os, "copy_file_range", None)
+        done = 0
+        with self._handle() as handle, other._handle() as theirs:
+            while copy is not None and done < count:
+                piece = min(count - done, _PIECE)
+                ends = (theirs.fileno(), handle.fileno())
+                try:
+                    copied = copy(*ends, piece, source + done, target + done)
+                except OSError as error:
+                    if error.errno in _CANNOT_COPY:
+                        break
+                    raise
+                if copied == 0:
+                    break
+                done += copied
+        return done
 
     def sync(self) -> None:
         """Wait until what was written so far is on the disk. Raises OSError."""

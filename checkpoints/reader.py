@@ -126,6 +126,11 @@ class Checkpoint:
         self._fill(info, memoryview(buffer), start)
         return buffer
 
+    def stored_at(self, name: str) -> tuple[PositionalFile, int]:
+        """The file a tensor's bytes are in, and the offset of the first, for a writer to copy."""
+        info = self._info(name)
+        return self._file(info.file), info.offset
+
     def close(self) -> None:
         """Close the files, once reads under way in other threads are done. Harmless twice."""
         with self._lock:

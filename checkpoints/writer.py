@@ -103,6 +103,30 @@ class CheckpointWriter:
             )
         self._put(name, slot, offset, data)
 
+    def copy_bytes(
+        self, name: str, offset: int, file: PositionalFile, start: int, count: int
+    ) -> int:
+        """Copy ``count`` bytes of another file from ``start`` to ``offset`` within a tensor.
+
+        Returns how many were copied: fewer where the system does not copy between these files, or
+        where the other one ends. ``write_bytes`` takes the rest.
+        """
+        slot = self._slot(name)
+        if not 0 <= offset <= slot.nbytes - count:
+            raise ValueError(
+                f"tensor {name!r} has {slot.nbytes} bytes; {count} do not fit at {offset}"
+            )
+        own = self._file
+        if own is None:
+            raise ValueError(f"{self.path} is not open for writing: use a with block")
+        first = slot.offset + offset
+        try:
+            done = own.copy_from(file, start, len(self._header) + first, count)
+        except OSError as error:
+            self._fail(error)
+        self._arrived(name, own, offset, offset + done)
+        return done
+
     def __enter__(self) -> CheckpointWriter:
         self._check_destination()
         self.removed_partials = remove_stale_partials(self.path)
@@ -213,9 +237,12 @@ class CheckpointWriter:
             file.write_from(data, len(self._header) + slot.offset + start)
         except OSError as error:
             self._fail(error)
+        self._arrived(name, file, start, start + len(data))
+
+    def _arrived(self, name: str, file: PositionalFile, start: int, stop: int) -> None:
         with self._lock:
-            self._written[name].add(start, start + len(data))
-            self._unsynced += len(data)
+            self._written[name].add(start, stop)
+            self._unsynced += stop - start
             idle = self._syncing is None or not self._syncing.is_alive()
             if self._unsynced >= _SYNC_EVERY and idle:
                 self._unsynced = 0

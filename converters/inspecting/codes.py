@@ -42,23 +42,31 @@ class CodeStats:
 
 def code_stats(source: Source, stored: StoredLayer, deep: bool = False) -> CodeStats | None:
     """Statistics of a layer's codes; None where a sample cannot be told from its neighbours."""
-    seen = at_max = zero = broken = 0
-    signal = noise = 0.0
-    for codes, grid in _pieces(source, stored, deep):
-        values = grid.decode(codes).reshape(-1)
-        finite = torch.isfinite(values)
-        broken += int((~finite).sum())
-        values = values[finite]
-        magnitude = values.abs()
-        seen += codes.numel()
-        at_max += int((magnitude >= grid.max).sum())
-        zero += int((values == 0).sum())
-        signal += float(values.square().sum(dtype=torch.float64))
-        noise += float(spacing(grid, values).square().sum(dtype=torch.float64)) / 12
-    if seen == 0:
+    counts, grid, dtype = torch.zeros(256, dtype=torch.int64), None, torch.uint8
+    for codes, grid in _pieces(source, stored, deep):  # noqa: B007 - the same in every piece
+        dtype = codes.dtype
+        flat = codes.contiguous().view(torch.uint8).reshape(-1)
+        counts += torch.bincount(flat, minlength=256)
+    if grid is None or not counts.any():
         return None
+    present = counts.nonzero().flatten()
+    return _stats(grid, present.to(torch.uint8).view(dtype), counts[present].double())
+
+
+def _stats(grid: Grid, codes: Tensor, counts: Tensor) -> CodeStats:
+    """Statistics of distinct codes that occur so often."""
+    values = grid.decode(codes)
+    finite = torch.isfinite(values)
+    seen = float(counts.sum())
+    broken = int(counts[~finite].sum())
+    values, counts = values[finite], counts[finite]
+    signal = float((values.double().square() * counts).sum())
+    noise = float((spacing(grid, values).double().square() * counts).sum()) / 12
     snr = None if signal == 0 else 10 * math.log10(signal / noise) if noise else math.inf
-    return CodeStats(seen, at_max / seen, zero / seen, broken, snr)
+    at_max = float(counts[values.abs() >= grid.max].sum())
+    return CodeStats(
+        int(seen), at_max / seen, float(counts[values == 0].sum()) / seen, broken, snr
+    )
 
 
 def spacing(grid: Grid, values: Tensor) -> Tensor:

@@ -26,7 +26,7 @@ from ...errors import Cancelled, CheckpointError
 from ..report import Progress
 from .changes import Change, same
 
-_CHUNK = 8 << 20  # bytes copied at once
+_CHUNK = 16 << 20  # bytes copied at once
 
 ProgressCallback = Callable[[Progress], None]
 CancelCallback = Callable[[], bool]
@@ -258,10 +258,21 @@ class Patch:
                     raise Cancelled("cancelled; nothing was written under the destination's name")
                 if progress is not None:
                     progress(Progress(name, index, len(names), done + first, total))
-                piece = buffer[: min(_CHUNK, sizes[name] - first)]
-                self.source.read_bytes(name, first, first + len(piece), out=piece)
-                writer.write_bytes(self._new(name), first, piece)
+                self._copy_piece(writer, name, first, buffer[: sizes[name] - first])
             done += sizes[name]
+
+    def _copy_piece(
+        self, writer: CheckpointWriter, name: str, first: int, buffer: memoryview
+    ) -> None:
+        """Copy ``len(buffer)`` bytes of a tensor from ``first`` on; through ``buffer`` if need be.
+        """
+        file, offset = self.source.stored_at(name)
+        new = self._new(name)
+        done = writer.copy_bytes(new, first, file, offset + first, len(buffer))
+        if done < len(buffer):
+            rest = buffer[done:]
+            self.source.read_bytes(name, first + done, first + len(buffer), out=rest)
+            writer.write_bytes(new, first + done, rest)
 
     def _check_source(self) -> list[str]:
         notes = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import threading
@@ -262,3 +263,30 @@ def test_bytes_go_into_the_memory_that_is_given(source):
         assert bytes(memory) == bytes([1, 2, 3, 4, 5])
         with pytest.raises(ValueError, match="out has 5 bytes, not 4"):
             checkpoint.read_bytes("c", 1, 5, out=memory)
+
+
+@pytest.mark.parametrize("way", ["missing", "refused", "in part"])
+def test_without_the_systems_own_copying(source, tmp_path, monkeypatch, way):
+    """Other systems have none, some file systems refuse, and a call may do less than was asked."""
+    plain, out = tmp_path / "plain.safetensors", tmp_path / "out.safetensors"
+    run(source, everything, Destination(plain))
+    calls = []
+
+    def refuse(*_):
+        calls.append(1)
+        raise OSError(errno.EXDEV, "across file systems")
+
+    def some(ours, theirs, count, start, to):
+        calls.append(1)
+        if len(calls) > 2:
+            return 0
+        data = os.pread(ours, min(count, 1000), start)
+        return os.pwrite(theirs, data, to)
+
+    if way == "missing":
+        monkeypatch.delattr(os, "copy_file_range", raising=False)
+    else:
+        monkeypatch.setattr(os, "copy_file_range", refuse if way == "refused" else some, False)
+    run(source, everything, Destination(out))
+    assert out.read_bytes() == plain.read_bytes()
+    assert bool(calls) == (way != "missing")
