@@ -26,6 +26,8 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 from torch._subclasses.functional_tensor import FunctionalTensor
 
+from ..kernels.kitchen_cpu import register_backend
+
 aten = torch.ops.aten
 
 _DTYPE, _SHAPE = "dtype:", "shape:"
@@ -50,8 +52,10 @@ def linear(x: Tensor, weight: QuantizedTensor, bias: Tensor | None) -> Tensor:
 def trace_whole(name: str) -> str:
     """Let products of comfy-kitchen's layout ``name`` be traced whole, once; returns the name.
 
-    Layouts of our own see to it themselves (``OwnLayout.traced_whole``).
+    Layouts of our own see to it themselves (``OwnLayout.traced_whole``). Whoever runs such a layout
+    on a CPU also gets products that suit it (:mod:`roundsmith.kernels.kitchen_cpu`).
     """
+    register_backend()
     layout = LAYOUTS[name]
     if layout not in _whole and not hasattr(layout, "traced_whole"):
         _whole.add(layout)
