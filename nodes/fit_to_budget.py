@@ -13,7 +13,8 @@ from ..converters import Recipe as Settings
 from ..converters.choosing import Target, curve, fit_budget_file
 from ..converters.comparing.pictures import to_tensor
 from ._file_tool import source_input
-from ._recipe import FIRST, recipe_input
+from ._format import FIRST
+from ._recipe import recipe_input
 from ._types import Calibration, Recipe
 
 _ALL = "all that run here"

@@ -6,7 +6,8 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ._recipe import make_rule, rule_inputs
+from ._format import rule_inputs
+from ._recipe import make_rule
 from ._types import Rules
 
 

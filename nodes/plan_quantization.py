@@ -11,7 +11,8 @@ from ..bridge.progress import show_text
 from ..converters import plan_file
 from ..converters.plan import template
 from ..converters.report import human_bytes, make_report
-from ._recipe import format_input, make_recipe, recipe_input, recipe_inputs
+from ._format import format_input
+from ._recipe import make_recipe, recipe_input, recipe_inputs
 
 
 class PlanQuantization(io.ComfyNode):

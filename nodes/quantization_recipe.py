@@ -6,7 +6,8 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ._recipe import fallback_input, format_input, make_recipe, recipe_inputs
+from ._format import fallback_input, format_input
+from ._recipe import make_recipe, recipe_inputs
 from ._result import with_json
 from ._types import Recipe, Rules
 

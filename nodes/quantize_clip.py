@@ -7,7 +7,8 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..bridge.quantizing import quantize_clip
-from ._recipe import format_input, make_recipe, recipe_input, recipe_inputs
+from ._format import format_input
+from ._recipe import make_recipe, recipe_input, recipe_inputs
 from ._result import brief, with_report
 from ._types import Calibration
 

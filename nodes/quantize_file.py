@@ -8,7 +8,8 @@ from comfy_api.latest import io
 
 from ..bridge.files import quantize_file
 from ..bridge.paths import FOLDERS, list_sources
-from ._recipe import format_input, make_recipe, recipe_input, recipe_inputs
+from ._format import format_input
+from ._recipe import make_recipe, recipe_input, recipe_inputs
 from ._result import brief, with_report
 from ._types import Calibration
 

@@ -95,7 +95,9 @@ def test_nonfinite_weights_are_kept_and_named(flux: Path, tmp_path: Path) -> Non
         assert any("double_blocks.0.img_attn.qkv" in warning for warning in report.warnings)
         stored = plain_load(out)["double_blocks.0.img_attn.qkv.weight"]
         assert torch.equal(bits(stored), bits(tensors["double_blocks.0.img_attn.qkv.weight"]))
-        if "block3d" not in name and "lodewise" not in name:
+        shape = tuple(tensors["single_blocks.0.linear2.weight"].shape)
+        fmt = roundsmith.layouts.get_format(name)
+        if fmt.fit(fmt.bind(features=shape[1]), shape).spec is not None:
             assert "2 weights are NaN or Inf" in kept["single_blocks.0.linear2"], name
 
 
@@ -261,7 +263,8 @@ def test_modules_run_at_once(name: str, inference: bool) -> None:
         assert report.quantized == 2
         assert isinstance(module[0].weight.data, QuantizedTensor)
         with torch.no_grad():
-            assert snr(expected, module(x)) > 15  # two layers of 20 dB each, at worst
+            # Two layers of 20 dB each, at worst; where inputs have 4 bits as well, of 15.
+            assert snr(expected, module(x)) > (10 if name == "convrot_w4a4" else 15)
 
 
 def test_a_module_without_linears_says_so() -> None:
