@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-_TILE = 1 << 22
+_TILE = 1 << 20
 """Weights decoded at once: what tables and indices take is a few times their memory."""
 
 

@@ -203,10 +203,8 @@ def _decoded_linear(
     """:func:`products.decoded_linear` with the decoding kernel, a tile of rows at a time."""
     from .gpu import dequantize
 
-    n, k = w.shape
-    out = torch.empty(x.shape[0], n, dtype=x.dtype, device=x.device)
-    for part in products.row_tiles(n, k, case.rows):
-        scale = w_scale[part.start // case.rows : part.stop // case.rows]
+    out = torch.empty(x.shape[0], w.shape[0], dtype=x.dtype, device=x.device)
+    for part, scale in products.weight_tiles(w, w_scale):
         tile = dequantize.dequantize(w[part], scale, weight_dtype).to(x.dtype)
         mine = None if bias is None else bias[part].to(x.dtype)
         out[:, part] = torch.nn.functional.linear(x, tile, mine)

@@ -27,6 +27,18 @@ def row_tiles(rows: int, columns: int, multiple: int) -> list[slice]:
     return [slice(start, min(start + step, rows)) for start in range(0, rows, step)]
 
 
+def weight_tiles(w: Tensor, w_scale: Tensor) -> list[tuple[slice, Tensor]]:
+    """Rows of a weight ``[N, K]`` a tile at a time, and their scales ``[·, G]``."""
+    n, k = w.shape
+    blocks = w_scale.shape[0]
+    if blocks <= 1:  # one scale for all rows
+        return [(part, w_scale) for part in row_tiles(n, k, 1)]
+    rows = n // blocks
+    return [
+        (part, w_scale[part.start // rows : part.stop // rows]) for part in row_tiles(n, k, rows)
+    ]
+
+
 def decoded_linear(
     x: Tensor, w: Tensor, w_scale: Tensor, bias: Tensor | None, weight_dtype: torch.dtype
 ) -> Tensor:
@@ -42,13 +54,12 @@ def decoded_linear(
     Returns:
         ``[T, N]`` in the dtype of ``x``.
     """
-    n, k = w.shape
+    n = w.shape[0]
     out = torch.empty(x.shape[0], n, dtype=x.dtype, device=x.device)
     if bias is not None:
         bias = bias.to(x.dtype)
-    rows = n // max(w_scale.shape[0], 1)
-    for part in row_tiles(n, k, rows):
-        tile = dequantize(w[part], w_scale[_blocks(part, rows)], weight_dtype).to(x.dtype)
+    for part, scale in weight_tiles(w, w_scale):
+        tile = dequantize(w[part], scale, weight_dtype).to(x.dtype)
         mine = None if bias is None else bias[part]
         out[:, part] = torch.nn.functional.linear(x, tile, mine)
     return out
@@ -76,13 +87,13 @@ def scaled_linear(
         ``[T, N]`` in ``out_dtype``, summed in float32. Other implementations sum the same products
         and agree to float32's rounding of the sum, and to the rounding of ``out_dtype``.
     """
-    (t, k), n = x.shape, w.shape[0]
+    t, n = x.shape[0], w.shape[0]
     out = torch.empty(t, n, dtype=out_dtype, device=x.device)
     if not out.numel():
         return out
-    values, rows = dequantize(x, x_scale), n // w_scale.shape[0]
-    for part in row_tiles(n, k, rows):
-        y = values @ dequantize(w[part], w_scale[_blocks(part, rows)]).t()
+    values = dequantize(x, x_scale)
+    for part, scale in weight_tiles(w, w_scale):
+        y = values @ dequantize(w[part], scale).t()
         if bias is not None:
             y += bias[part]
         out[:, part] = y
@@ -125,8 +136,3 @@ def coded_linear(
     """
     codes, scale = quantize_rows(x, w.dtype, w.shape[1] // w_scale.shape[1])
     return scaled_linear(codes, scale, w, w_scale, bias, x.dtype)
-
-
-def _blocks(part: slice, rows: int) -> slice:
-    """The scale rows of weight rows ``part``, in blocks of ``rows``."""
-    return slice(part.start // rows, part.stop // rows)
