@@ -144,11 +144,13 @@ ROWS = (
         "w4a8 + ConvRot 64",
         {"format": "asym_w4a8_int8", "convrot": 64},
         kitchen=(GROUPED, {"convrot_groupsize": 64}),
+        gain=4.8,
     ),
     Row(
         "w6a8 + ConvRot 64",
         {"format": "asym_w4a8_int8", "variant": "w6a8", "convrot": 64},
         kitchen=(GROUPED, {"convrot_groupsize": 64, "bits": 6}),
+        gain=5.3,
     ),
     Row("hybrid mxfp8", {"format": "hybrid_mxfp8"}),
     Row("nf4", {"format": "bnb_nf4"}),
