@@ -80,10 +80,10 @@ def _is_name(value: Any) -> str:
     if not isinstance(value, str):
         return "a format's name is text"
     try:
-        get_format(value)
+        name = get_format(value).id
     except FormatError as error:
         return str(error)
-    return ""
+    return "" if name == value else f"loaders know it as {name}"
 
 
 def _is_flag(value: Any) -> str:

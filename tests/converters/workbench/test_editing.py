@@ -154,6 +154,7 @@ def test_layers_known_by_their_tensors_get_settings(tmp_path):
         ("fp8_tensor", {"full_precision_matrix_mult": 1}, "it is true or false"),
         ("fp8_tensor_full_precision", {"full_precision_matrix_mult": 1}, "it is true or false"),
         ("fp8_tensor", {"format": "fp7"}, "unknown format 'fp7'"),
+        ("fp8_tensor", {"format": "fp8"}, "loaders know it as float8_e4m3fn"),
         ("fp8_tensor", {"format": "nvfp4"}, "its tensors are float8_e4m3fn"),
         ("fp8_tensor", {"format": 8}, "a format's name is text"),
         ("fp8_tensor", {"group_size": "64"}, "a whole number above 0"),

@@ -290,3 +290,18 @@ def test_without_the_systems_own_copying(source, tmp_path, monkeypatch, way):
     run(source, everything, Destination(out))
     assert out.read_bytes() == plain.read_bytes()
     assert bool(calls) == (way != "missing")
+
+
+@pytest.mark.parametrize("chunk", [1, 999, 24_000])
+def test_large_tensors_are_copied_piece_by_piece(source, tmp_path, monkeypatch, chunk):
+    from roundsmith.converters.patching import patch as module
+
+    monkeypatch.setattr(module, "_CHUNK", chunk)
+    save(source, {"a.weight": torch.randn(chunk, 3).bfloat16(), "b": torch.randn(5)})
+    out = tmp_path / "out.safetensors"
+    pieces = []
+    run(source, everything_small, Destination(out), progress=pieces.append)
+    assert {k: v for k, v in contents(out).items() if k != "new"} == contents(source)
+    assert len(pieces) >= 6
+    done = [progress.bytes_done for progress in pieces]
+    assert done == sorted(set(done)) and pieces[0].bytes_total == 6 * chunk + 20
