@@ -28,7 +28,9 @@ from torch import Tensor
 from roundsmith import Recipe, quantize_module
 from roundsmith.converters.calibration import Calibration
 from roundsmith.layouts import Format, executed_linear, formats
+from roundsmith.layouts.grids import INT8
 from roundsmith.layouts.scaled_tensor import ScaledLayout
+from roundsmith.layouts.transforms import rotate
 
 TOKENS = 1024
 MOST = 0.5
@@ -37,6 +39,11 @@ MOST = 0.5
 def multiplied(fmt: Format, weight: QuantizedTensor, x: Tensor) -> Tensor:
     """``x [T, N]`` times ``weight``, inputs rounded as where its codes are multiplied."""
     layout = weight.layout_cls
+    if getattr(weight._params, "linear_dtype", "") == "int8":  # comfy-kitchen does so on GPUs only
+        group = weight._params.convrot_groupsize
+        turned = rotate(x, group)
+        scale = turned.abs().amax(dim=1, keepdim=True).clamp(min=1e-30) / INT8.max
+        return rotate((turned / scale).round() * scale, group) @ weight.dequantize().T
     if fmt.core_quantizes_input:
         x = QuantizedTensor.from_float(x, weight._layout_cls).dequantize()
     elif issubclass(layout, ScaledLayout):
@@ -81,6 +88,8 @@ def main(words: Sequence[str] | None = None) -> int:
         given, seen = map(Calibration.load, files)
         for fmt in formats().values():
             for candidate in fmt.candidates if re.search(arguments.only, fmt.id) else ():
+                if candidate.options.get("convrot") == "auto":
+                    continue  # rotates by 256 or not at all, and 256 does not divide 384
                 recipe = Recipe(format=fmt.id, **candidate.options, preset=None)
                 found = measure(encoder, recipe, fmt, given, seen)
                 name = " ".join([fmt.id, *map(str, candidate.options.values())])

@@ -58,7 +58,7 @@ class AsymW4A8(Format):
     id = "asym_w4a8_int8"
     candidates = (
         Candidate({"variant": "w6a8"}, 40.5, 38.9, (7, 5)),
-        Candidate({"variant": "w4a8"}, 29.2, 29.1, (7, 5)),
+        Candidate({"variant": "w4a8"}, 29.3, 29.2, (7, 5)),
     )
     title = "4 or 6 bits, ConvRot, multiplied as INT8"
     grid = _NORMAL

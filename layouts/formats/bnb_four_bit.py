@@ -248,7 +248,7 @@ class BnbNF4(_BnbFourBit):
     """NormalFloat4."""
 
     id = "bnb_nf4"
-    candidates = (Candidate({}, 27.6, 27.6),)
+    candidates = (Candidate({}, 27.8, 27.8),)
     title = "NF4 (bitsandbytes)"
     aliases = ("nf4",)
     quant_type = "nf4"

@@ -38,8 +38,8 @@ class ConvRotW4A4(Format):
 
     id = "convrot_w4a4"
     candidates = (
-        Candidate({"variant": "w4a8"}, 24.0, 23.9, (7, 5)),
-        Candidate({"variant": "w4a4"}, 24.0, 18.0, (7, 5), (8, 9), 4),
+        Candidate({"variant": "w4a8"}, 25.8, 25.7, (7, 5)),
+        Candidate({"variant": "w4a4"}, 25.8, 18.4, (7, 5), (8, 9), 4),
     )
     title = "INT4 per row, ConvRot, INT4 or INT8 activations"
     aliases = ("int4",)

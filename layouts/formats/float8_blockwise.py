@@ -24,7 +24,7 @@ class Float8Blockwise(Format):
     """E4M3 per square block."""
 
     id = "float8_e4m3fn_blockwise"
-    candidates = (Candidate({}, 38.8, 32.8, (8, 9)),)
+    candidates = (Candidate({}, 38.8, 33.8, (8, 9)),)
     title = "FP8 E4M3, per 2-D block"
     aliases = ("fp8_blockwise", "block2d", "float8_e4m3fn")
     grid = E4M3

@@ -37,6 +37,7 @@ class HybridMXFP8(MXFP8):
     """MXFP8 with a scale to run as FP8 by."""
 
     id = "hybrid_mxfp8"
+    candidates = ()
     title = "MXFP8, FP8 on older GPUs"
     stock = False
     core_quantizes_input = False

@@ -29,7 +29,7 @@ class Int8Blockwise(Format):
     """INT8 per square block."""
 
     id = "int8_blockwise"
-    candidates = (Candidate({}, 42.9, 38.0, (7, 5)),)
+    candidates = (Candidate({}, 42.9, 38.1, (7, 5)),)
     title = "INT8, per 2-D block"
     aliases = ("int8_block",)
     grid = INT8

@@ -31,8 +31,8 @@ class Int8Tensorwise(Format):
 
     id = "int8_tensorwise"
     candidates = (
-        Candidate({"convrot": "auto"}, 49.4, 42.9, (7, 5)),
-        Candidate({"convrot": 64}, 49.4, 42.9, (7, 5)),
+        Candidate({"convrot": "auto"}, 49.3, 43.0, (7, 5)),
+        Candidate({"convrot": 64}, 49.3, 43.0, (7, 5)),
     )
     title = "INT8, per tensor or row, ConvRot"
     aliases = ("int8",)

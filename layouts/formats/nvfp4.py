@@ -38,7 +38,7 @@ class NVFP4(Format):
     """E2M1 under E4M3 block scales and a tensor scale."""
 
     id = "nvfp4"
-    candidates = (Candidate({}, 27.9, 21.4, (10, 0), bits=4),)
+    candidates = (Candidate({}, 27.9, 21.8, (10, 0), bits=4),)
     title = "NVFP4"
     aliases = ("fp4",)
     grid = E2M1
