@@ -44,6 +44,7 @@ def test_int8_linear(dtype, biased, scalar, convrot, t: int, n: int, k: int) -> 
 def test_sums_are_exact_beyond_what_float32_adds() -> None:
     x, w = codes(3, 13824, torch.int8), codes(5, 13824, torch.int8)
     x[0], w[0] = 127, 127
+    w[1] = torch.arange(13824) % 37 + 90  # large, and odd as often as not
     found = kitchen_cpu.integer_sums(x.float(), w.float())
     assert torch.equal(found.long(), x.long() @ w.long().t())
     assert found[0, 0] == 127 * 127 * 13824
