@@ -17,11 +17,12 @@ twice, has 28.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
 
+from ..candidates import Candidate
 from ..format import Parts, Storage
 from ..geometries import FLOAT_SCALES, Scales
 from ..spec import Spec
@@ -37,7 +38,7 @@ class HybridMXFP8(MXFP8):
     """MXFP8 with a scale to run as FP8 by."""
 
     id = "hybrid_mxfp8"
-    candidates = ()
+    candidates: ClassVar[tuple[Candidate, ...]] = ()
     title = "MXFP8, FP8 on older GPUs"
     stock = False
     core_quantizes_input = False

@@ -13,7 +13,7 @@ Forward: ``W[m, n] = weight[m, n] · 2^(weight_scale[m, n // 32] − 127)``. The
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, ClassVar
 
 import torch
 from torch import Tensor
@@ -32,7 +32,7 @@ class MXFP8(Format):
     """E4M3 under E8M0 block scales."""
 
     id = "mxfp8"
-    candidates = (Candidate({}, 38.6, 32.0, (10, 0)),)
+    candidates: ClassVar[tuple[Candidate, ...]] = (Candidate({}, 38.6, 32.0, (10, 0)),)
     title = "MXFP8"
     grid = E4M3
     stock = True
