@@ -73,7 +73,7 @@ def convert(
     """
     began = time.perf_counter()
     model = ModelView(source)
-    device = _device(recipe.device)
+    device = rounding_device(recipe.device)
     statistics = Statistics(model, recipe, calibration)
     bad: dict[str, str] = {}
     warnings: list[str] = []
@@ -103,7 +103,8 @@ def convert(
     return make_report(plan, run.outcomes, warnings, seconds)
 
 
-def _device(name: str) -> torch.device:
+def rounding_device(name: str) -> torch.device:
+    """The device of a recipe's ``device``. Raises :class:`RecipeError` where it is not usable."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:

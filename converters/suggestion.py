@@ -32,7 +32,8 @@ class Device:
 
     Attributes:
         name: for people.
-        capability: CUDA compute capability, or None.
+        capability: CUDA compute capability; None: not a CUDA GPU, of whose products INT8 ones are
+            all that is known.
         memory: bytes.
     """
 
@@ -93,7 +94,8 @@ def this_device() -> Device:
     """The first GPU, else the CPU."""
     if torch.cuda.is_available():
         properties = torch.cuda.get_device_properties(0)
-        capability = (properties.major, properties.minor)
+        cuda = torch.version.hip is None  # AMD's numbers are not compute capabilities
+        capability = (properties.major, properties.minor) if cuda else None
         return Device(properties.name, capability, properties.total_memory)
     return Device("the CPU")
 
@@ -128,7 +130,7 @@ def suggest(goal: Goal, device: Device, size_of: Callable[[Format, Candidate], i
 
 
 def _alternative(fmt: Format, candidate: Candidate, device: Device, size: int) -> Alternative:
-    if device.capability is None:  # the CPU multiplies INT8 codes, as GPUs do
+    if device.capability is None:  # CPUs and AMD's GPUs multiply INT8 codes
         multiplied = fmt.grid.dtype == torch.int8 and candidate.bits == 8
     else:
         multiplied = candidate.multiplied(device.capability)

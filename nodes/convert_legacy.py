@@ -6,7 +6,7 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..bridge.file_tools import run_file_tool
+from ..bridge.file_tools import run_file_tool, version_of
 from ..converters.migrating import MigrateOptions, migrate_file
 from ..layouts import formats
 from ._file_tool import changed, destination_inputs, report_outputs, source_input
@@ -97,6 +97,10 @@ class ConvertLegacy(io.ComfyNode):
             ],
             outputs=report_outputs(),
         )
+
+    @classmethod
+    def fingerprint_inputs(cls, source: str, **_: object) -> str:
+        return version_of(source)
 
     @classmethod
     def execute(

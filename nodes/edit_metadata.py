@@ -6,7 +6,7 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..bridge.file_tools import run_file_tool
+from ..bridge.file_tools import run_file_tool, version_of
 from ..converters.editing import EditOptions, edit_file, parse_keys, parse_settings
 from ._file_tool import changed, destination_inputs, layers_input, report_outputs, source_input
 
@@ -75,6 +75,10 @@ class EditMetadata(io.ComfyNode):
             ],
             outputs=report_outputs(),
         )
+
+    @classmethod
+    def fingerprint_inputs(cls, source: str, **_: object) -> str:
+        return version_of(source)
 
     @classmethod
     def execute(

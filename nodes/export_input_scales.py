@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
+from ..bridge.file_tools import version_of
 from ..bridge.paths import next_output_path, resolve_source
 from ..converters.corrections import export_input_scales, save_input_scales
 from ._file_tool import layers_input, source_input
@@ -40,6 +41,10 @@ class ExportInputScales(io.ComfyNode):
                 io.String.Output("json", tooltip="The scales by layer, as JSON."),
             ],
         )
+
+    @classmethod
+    def fingerprint_inputs(cls, source: str, **_: object) -> str:
+        return version_of(source)
 
     @classmethod
     def execute(cls, source: str, layers: str, filename_prefix: str) -> io.NodeOutput:

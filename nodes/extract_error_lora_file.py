@@ -7,6 +7,7 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..bridge.error_lora import error_lora_of_files
+from ..bridge.file_tools import version_of
 from ..bridge.paths import list_sources, next_output_path
 from ..converters.corrections import ErrorLoraOptions
 from ..converters.corrections.error_lora_report import HOW_TO_APPLY
@@ -75,6 +76,10 @@ class ExtractErrorLoraFile(io.ComfyNode):
                 io.String.Output("report", tooltip="What it corrects, as a table."),
             ],
         )
+
+    @classmethod
+    def fingerprint_inputs(cls, original: str, quantized: str, **_: object) -> str:
+        return f"{version_of(original)} {version_of(quantized)}"
 
     @classmethod
     def execute(

@@ -26,7 +26,7 @@ class FitToBudget(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        number = {"step": 0.1, "tooltip": "How much."}
+        number = {"step": 0.001, "tooltip": "How much."}
         return io.Schema(
             node_id="RoundsmithFitToBudget",
             display_name="Fit to Budget",

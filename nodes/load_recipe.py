@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
+from ..bridge.file_tools import version_of
 from ..bridge.paths import list_sources, resolve_source
 from ..converters import Recipe
 from ._result import with_json
@@ -36,5 +37,12 @@ class LoadRecipe(io.ComfyNode):
         )
 
     @classmethod
+    def fingerprint_inputs(cls, source: str, **_: object) -> str:
+        return version_of(source)
+
+    @classmethod
     def execute(cls, source: str) -> io.NodeOutput:
-        return with_json(Recipe.load(resolve_source(source)))
+        made = Recipe.load(resolve_source(source))
+        if made.input_scales is not None:  # a path on the machine where the file was made
+            made = made.model_copy(update={"input_scales": None, "input_scale": "auto"})
+        return with_json(made)

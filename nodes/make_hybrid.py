@@ -6,7 +6,7 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..bridge.file_tools import run_file_tool
+from ..bridge.file_tools import run_file_tool, version_of
 from ..bridge.paths import list_sources, resolve_source
 from ..converters.hybrid import HybridOptions, make_hybrid
 from ._file_tool import changed, destination_inputs, layers_input, report_outputs, source_input
@@ -54,6 +54,10 @@ class MakeHybrid(io.ComfyNode):
             ],
             outputs=report_outputs(),
         )
+
+    @classmethod
+    def fingerprint_inputs(cls, source: str, **_: object) -> str:
+        return version_of(source)
 
     @classmethod
     def execute(

@@ -6,6 +6,7 @@ from typing import Any
 
 from comfy_api.latest import io, ui
 
+from ..bridge.file_tools import version_of
 from ..bridge.paths import list_sources, resolve_source
 from ..bridge.progress import show_text
 from ..converters import plan_file
@@ -48,6 +49,10 @@ class PlanQuantization(io.ComfyNode):
                 ),
             ],
         )
+
+    @classmethod
+    def fingerprint_inputs(cls, source: str, **_: object) -> str:
+        return version_of(source)
 
     @classmethod
     def execute(cls, source: str, format: dict[str, Any], **options: Any) -> io.NodeOutput:

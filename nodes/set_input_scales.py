@@ -6,7 +6,7 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..bridge.file_tools import run_file_tool
+from ..bridge.file_tools import run_file_tool, version_of
 from ..bridge.scale_files import list_scale_files, resolve_scale_file
 from ..checkpoints.strict_json import parse_json
 from ..converters.corrections import CalibrateOptions, calibrate_file
@@ -68,7 +68,7 @@ class SetInputScales(io.ComfyNode):
                                 io.Combo.Input(
                                     "file",
                                     options=list_scale_files(),
-                                    tooltip="JSON like {\"layer\": 0.015} from the input or output "
+                                    tooltip='JSON like {"layer": 0.015} from the input or output '
                                     "folder, or a model file that has input scales.",
                                 )
                             ],
@@ -80,7 +80,7 @@ class SetInputScales(io.ComfyNode):
                                     "text",
                                     default="",
                                     multiline=True,
-                                    tooltip="Scales by layer: {\"layer\": 0.015}.",
+                                    tooltip='Scales by layer: {"layer": 0.015}.',
                                 )
                             ],
                         ),
@@ -102,6 +102,10 @@ class SetInputScales(io.ComfyNode):
             ],
             outputs=report_outputs(),
         )
+
+    @classmethod
+    def fingerprint_inputs(cls, source: str, **_: object) -> str:
+        return version_of(source)
 
     @classmethod
     def execute(
@@ -137,4 +141,6 @@ def _options(scales: dict[str, Any], layers: str | None) -> CalibrateOptions:
         path = resolve_scale_file(scales["file"])
         return CalibrateOptions(mode="import", scales=path, layers=layers)
     found = parse_json(scales["text"].encode(), "the JSON of scales")
+    if not isinstance(found, dict):
+        raise RecipeError('the JSON of scales is an object like {"layer": 0.015}')
     return CalibrateOptions(mode="import", scales=found, layers=layers)

@@ -16,15 +16,17 @@ from typing import Any
 
 import torch
 from pydantic import Field, model_validator
+from torch import Tensor
 
 from ...checkpoints import Checkpoint, encode_conf
 from ...errors import Cancelled, RecipeError
 from ...layouts import Candidate, Spec, formats, get_format
-from ..calibration import Calibration
-from ..engine import CancelCallback, ProgressCallback
+from ..calibration import Calibration, Record
+from ..engine import CancelCallback, ProgressCallback, rounding_device
 from ..model import ModelView
 from ..options import Options, Rule
 from ..plan import TensorPlan, entry_nbytes, make_plan
+from ..presets import resolve
 from ..recipe import Recipe
 from ..report import Progress
 from ..source import Source
@@ -131,8 +133,9 @@ class Budget:
             }
             for c in self.layers
         ]
-        top = {"size": self.size, "snr": self.snr, "measured": self.measured}
-        rest = {"curve": self.curve, "uniform": dict(self.uniform), "notes": self.notes}
+        top = {"size": self.size, "snr": _finite(self.snr), "measured": self.measured}
+        uniform = {name: (size, _finite(snr)) for name, (size, snr) in self.uniform.items()}
+        rest = {"curve": self.curve, "uniform": uniform, "notes": self.notes}
         recipe = json.loads(self.recipe.to_json())
         return json.dumps({**top, "recipe": recipe, "layers": layers, **rest}, ensure_ascii=False)
 
@@ -159,17 +162,19 @@ def fit_budget(
     calibration: Calibration | None = None,
     progress: ProgressCallback | None = None,
     cancel: CancelCallback | None = None,
-    decodes: bool = False,
+    decodes: bool | None = None,
 ) -> Budget:
     """Choose a format for each layer that ``recipe`` would quantize.
 
     Args:
         source: the model.
         target: size or quality.
-        recipe: everything else; its preset, rules and exclude say which layers are chosen for.
+        recipe: everything else; layers that its preset or exclude keep, and those that rules, a
+            layer config or a fallback speak of, are not chosen for.
         calibration: statistics of the layers' inputs; without them weights decide.
         progress, cancel: as in :func:`~roundsmith.converters.engine.convert`.
-        decodes: the runtime decodes every weight before its product.
+        decodes: the runtime decodes every weight before its product; None: as ComfyUI does, for
+            text encoders.
 
     Raises:
         RecipeError: no choice reaches the target; the message says how far one can go.
@@ -178,11 +183,18 @@ def fit_budget(
     model = ModelView(source)
     statistics = Statistics(model, recipe, calibration)
     plan = make_plan(model, recipe, None, statistics.known)
-    layers = [t for t in plan.tensors if t.action == "quantize"]
+    # Layers that a rule, a layer config or a fallback speaks of are a person's own choice.
+    layers = [t for t in plan.tensors if isinstance(t.options, Recipe)]
     if not layers:
-        raise RecipeError("nothing to choose for: no layer suits the recipe; see its plan")
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        raise RecipeError(
+            "nothing to choose for: rules decide about every layer, or none suits the recipe; see "
+            "its plan"
+        )
+    device = rounding_device(recipe.device)
     calibrated = recipe.rounding in ("auto", "calibrated")
+    if decodes is None:
+        decodes = resolve(recipe.preset, model.names).detection.kind == "text_encoder"
+    bad: dict[str, str] = {}
     ways: list[list[Way]] = []
     options: list[list[Option]] = []
     total, done = sum(t.bytes_before for t in layers), 0
@@ -192,12 +204,16 @@ def fit_budget(
         if progress is not None:
             progress(Progress(t.layer, index, len(layers), done, total))
         done += t.bytes_before
-        mine = _ways(model, t, recipe, target)
-        w = model.read_rows(t.name, 0, t.shape[0]).to(device, torch.float32)
+        w = model.read_rows(t.name, 0, t.shape[0]).to(torch.float32)
         model.release()
+        if bool(torch.isfinite(w).all()):
+            mine = _ways(model, t, recipe, target)
+        else:
+            bad[t.layer] = "weights are NaN or Inf; kept as it is"
+            mine = [Way(None, t.bytes_before)]
         ways.append(mine)
         record = statistics.record(t.layer)
-        options.append(layer_options(w, mine, record, calibrated, decodes))
+        options.append(_tried(w, device, mine, record, calibrated, bool(decodes)))
     rest = plan.size - sum(t.bytes_after for t in layers)
     alike = list(_alike(ways).values())
     while True:
@@ -207,13 +223,13 @@ def fit_budget(
             for t, mine, some, i in zip(layers, ways, options, chosen, strict=True)
         )
         made = recipe.model_copy(update={"rules": (*_rules(found), *recipe.rules)})
-        size = make_plan(model, made, None, statistics.known).size
+        size = make_plan(model, made, bad, statistics.known).size
         if target.size is None or size <= target.size:
             break
         rest += size - target.size  # JSON and rules took more than was thought
     rest = size - sum(c.nbytes for c in found)
     measured = all(statistics.record(t.layer) is not None for t in layers)
-    notes = list(statistics.notes)
+    notes = [*statistics.notes, *(f"{layer}: {reason}" for layer, reason in bad.items())]
     if not measured:
         notes.append(
             "chosen by the weights' error, which says less than that of the outputs: connect or "
@@ -229,6 +245,24 @@ def fit_budget(
         "outputs, as executed" if measured else "weights",
         tuple(notes),
     )
+
+
+def _tried(
+    w: Tensor,
+    device: torch.device,
+    ways: Sequence[Way],
+    record: Record | None,
+    calibrated: bool,
+    decodes: bool,
+) -> list[Option]:
+    """A layer's options, measured on ``device``, or on the CPU where it does not fit there."""
+    try:
+        return layer_options(w.to(device), ways, record, calibrated, decodes)
+    except torch.OutOfMemoryError:
+        if device.type == "cpu":
+            raise
+        torch.cuda.empty_cache()
+    return layer_options(w, ways, record, calibrated, decodes)
 
 
 def _ways(model: ModelView, t: TensorPlan, recipe: Recipe, target: Target) -> list[Way]:
@@ -254,6 +288,11 @@ def _ways(model: ModelView, t: TensorPlan, recipe: Recipe, target: Target) -> li
                 shape = (t.shape[0], t.shape[1])
                 stored = sum(entry_nbytes(e) for e in fmt.storage(spec, shape).values())
                 found[spec] = Way(spec, stored + 2 * len(encode_conf(fmt.conf(spec, shape))))
+    if not found:
+        raise RecipeError(
+            f"layer {t.layer!r} {list(t.shape)} fits none of the formats to choose from: name "
+            "others, or let layers stay as they are"
+        )
     return list(found.values())
 
 
@@ -269,7 +308,8 @@ def _choose(
     if target.snr is not None:
         chosen = within_error(options, len(layers) * 10 ** (-target.snr / 10))
         if chosen is None:
-            best = _decibel(steps[-1].error if steps else math.inf, len(layers))
+            lost = sum(some[i].error for some, i in zip(options, start, strict=True))
+            best = _decibel(steps[-1].error if steps else lost, len(layers))
             raise RecipeError(f"target snr {target.snr} dB: at best {best:.1f} dB can be reached")
         return chosen
     if target.bits is not None:
@@ -347,6 +387,11 @@ def _uniform(
         size = sum(o.nbytes for o in picked) + rest
         found[name] = size, _decibel(sum(o.error for o in picked), len(picked))
     return found
+
+
+def _finite(level: float) -> float | None:
+    """None where nothing is lost, which JSON has no number for."""
+    return level if math.isfinite(level) else None
 
 
 def _decibel(error: float, count: int) -> float:

@@ -81,8 +81,11 @@ def within_bytes(
         chosen[step.layer] = step.option
     starts = [chosen, *map(list, others)]
     fitting = [start for start in starts if _sum(layers, start).nbytes <= limit]
-    filled = [_fill(layers, start, limit) for start in fitting]
-    return min(filled, key=lambda found: _sum(layers, found).error, default=None)
+    best: list[int] | None = None
+    for start in fitting:
+        if best is None or _sum(layers, start).error < _sum(layers, best).error:
+            best = _fill(layers, start, limit)
+    return best
 
 
 def _fill(layers: Sequence[Sequence[Option]], chosen: list[int], limit: int) -> list[int]:

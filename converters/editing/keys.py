@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -13,12 +14,17 @@ from ...layouts.transforms import GROUP_SIZES
 from ..source import Source
 from ..stored import empty_parts
 
+_TABLE = 16  # values of a four-bit codebook
+_TABLES = ("shape", "quant_map", "quant_type", "blocksize")
+
 STRUCTURAL = frozenset(
-    {"format", "group_size", "orig_shape", "convrot", "convrot_groupsize", "linear_dtype"}
+    {"format", "group_size", "orig_shape", "convrot", "convrot_groupsize", "linear_dtype", *_TABLES}
 )
 """Keys that say how codes are read: a layer must still fit its tensors after a change of these."""
 
-MEANING = frozenset({"format", "convrot", "convrot_groupsize", "orig_shape", "linear_dtype"})
+MEANING = frozenset(
+    {"format", "convrot", "convrot_groupsize", "orig_shape", "linear_dtype", *_TABLES}
+)
 """Those of them that tensors' shapes do not tell."""
 
 
@@ -115,10 +121,16 @@ def _is_text(value: Any) -> str:
 
 def _is_numbers(value: Any) -> str:
     legal = isinstance(value, list) and all(type(x) in (int, float) for x in value)
-    return "" if legal else "it is a list of numbers"
+    table = legal and len(value) == _TABLE and all(map(math.isfinite, value)) and any(value)
+    return "" if table else f"it is a list of {_TABLE} finite numbers, not all zero"
+
+
+def _is_for_no_file(value: Any) -> str:
+    return "no file has it: roundsmith migrate brings layers into another form"
 
 
 _CHECKS = {
+    "form": _is_for_no_file,
     "format": _is_name,
     "full_precision_matrix_mult": _is_flag,
     "per_row": _is_flag,

@@ -125,7 +125,7 @@ def _write_comfy_quant(
         for name in stored.parts.values():
             suffix = name.removeprefix(f"{layer}.")
             patch.rename(name, f"{layer}.{OLD_NAMES.get(suffix, suffix)}")
-        conf = dict(stored.conf)
+        conf = {key: value for key, value in stored.conf.items() if key != "form"}
         if options.full_precision_matrix_mult is not None:
             conf.pop("full_precision_matrix_mult", None)
             if options.full_precision_matrix_mult:

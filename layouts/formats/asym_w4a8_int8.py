@@ -32,6 +32,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...errors import FormatError
 from ...kernels import unpack_six_bits
 from ..candidates import Candidate
 from ..format import Format, Parts, Storage
@@ -129,7 +130,10 @@ class AsymW4A8(Format):
 
     def grid_of(self, parts: Parts, conf: Mapping[str, Any]) -> Grid:
         if "weight_codebook" in parts:
-            return CodebookGrid.of("w4a8", parts["weight_codebook"].cpu())
+            try:
+                return CodebookGrid.of("w4a8", parts["weight_codebook"].cpu())
+            except ValueError as error:
+                raise FormatError(f"{self.id}: {error}; a damaged file") from error
         six = self.variant_of(_shapes(parts), conf) == "w6a8"
         return INT6 if six else INT4_WIDE
 
@@ -156,18 +160,18 @@ class AsymW4A8(Format):
         """``"asymmetric"``, none of those that are written, with a correction."""
         if "weight_correction" in shapes:
             return "asymmetric"
-        columns = shapes["weight_s_rel"][1] * int(conf.get("group_size", _GROUP))
+        columns = shapes["weight_s_rel"][1] * _group(conf)
         return "w6a8" if shapes["weight"][1] * 4 == columns * 3 else "w4a8"
 
     def orig_shape(self, parts: Parts, conf: Mapping[str, Any]) -> tuple[int, int]:
         rows, groups = parts["weight_s_rel"].shape
-        return rows, groups * int(conf.get("group_size", _GROUP))
+        return rows, groups * _group(conf)
 
     def matches(self, conf: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> bool:
         weight, groups = shapes["weight"], shapes.get("weight_s_rel", ())
         if len(weight) != 2 or len(groups) != 2 or groups[0] != weight[0]:
             return False
-        columns = groups[1] * int(conf.get("group_size", _GROUP))
+        columns = groups[1] * _group(conf)
         codebook = shapes.get("weight_codebook")
         if weight[1] * 4 == columns * 3:
             known = codebook is None and columns % 32 == 0
@@ -178,7 +182,7 @@ class AsymW4A8(Format):
     def normalise(self, parts: Parts, conf: Mapping[str, Any]) -> dict[str, Tensor]:
         """Group scales typed uint8 are E4M3."""
         groups = parts["weight_s_rel"]
-        self._check_group(groups.shape[1] * int(conf.get("group_size", _GROUP)), conf)
+        self._check_group(groups.shape[1] * _group(conf), conf)
         if groups.dtype == torch.uint8:
             groups = groups.view(torch.float8_e4m3fn)
         return {**parts, "weight_s_rel": groups}
@@ -216,9 +220,17 @@ class AsymW4A8(Format):
             "s_channel": parts["weight_s_channel"],
             "codebook": parts.get("weight_codebook"),
             "correction": parts.get("weight_correction"),
-            "group_size": int(conf.get("group_size", _GROUP)),
+            "group_size": _group(conf),
             "convrot_groupsize": self.convrot_of(conf),
         }
+
+
+def _group(conf: Mapping[str, Any]) -> int:
+    """Group size of a layer's JSON."""
+    size = conf.get("group_size", _GROUP)
+    if type(size) is not int or size < 1:
+        raise FormatError(f"asym_w4a8_int8: group_size {size!r} is no whole number above 0")
+    return size
 
 
 def _shapes(parts: Parts) -> dict[str, tuple[int, ...]]:

@@ -204,7 +204,12 @@ class _BnbFourBit(Format):
         table = conf.get("quant_map")
         if not isinstance(table, list) or len(table) != 16:
             return self.grid
-        return CodebookGrid.of(self.grid.name, table, by_reciprocal=True)
+        try:
+            return CodebookGrid.of(self.grid.name, table, by_reciprocal=True)
+        except (TypeError, ValueError) as error:
+            raise FormatError(
+                f"{self.id}: quant_map is no codebook ({error}); a damaged file"
+            ) from error
 
     def unpack(self, parts: Parts, conf: Mapping[str, Any]) -> Encoded:
         parts = self.normalise(parts, conf)

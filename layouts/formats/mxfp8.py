@@ -13,7 +13,7 @@ Forward: ``W[m, n] = weight[m, n] · 2^(weight_scale[m, n // 32] − 127)``. The
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor

@@ -259,3 +259,11 @@ def test_an_mxfp8_file_made_hybrid_samples(base, quantized):
     path = MakeHybrid.execute(choice, scales, **destination("hybrid-imported")).args[0]
     wanted = load_file(quantized("float8_e4m3fn"))["single_blocks.0.linear1.weight_scale"]
     assert torch.equal(load_file(path)["single_blocks.0.linear1.weight_scalar"], wanted)
+
+
+def test_scales_as_text_are_no_path(base):
+    """A workflow cannot name a file of the machine where an object of scales is wanted."""
+    from roundsmith.nodes.set_input_scales import _options
+
+    with pytest.raises(RecipeError, match="an object like"):
+        _options({"scales": "text", "text": '"/somewhere/else.json"'}, None)

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from roundsmith.cli import main
 from roundsmith.converters import Recipe, plan_file, quantize_file
 from roundsmith.converters.options import Rule
-from roundsmith.converters.suggestion import Device, suggest
+from roundsmith.converters.suggestion import Device, suggest, this_device
 from roundsmith.errors import RecipeError
 from roundsmith.layouts import Candidate, Format, formats
 
@@ -122,3 +122,15 @@ def test_what_is_refused() -> None:
         Rule(match="a", format="auto")
     with pytest.raises(RecipeError, match="goal"):
         Recipe(format="auto", goal="prettiest")
+
+
+def test_amd_numbers_are_no_compute_capabilities(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Properties:
+        name, major, minor, total_memory = "an RX 7900", 11, 0, 24 * GB
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: Properties)
+    monkeypatch.setattr(torch.version, "hip", "6.2")
+    device = this_device()
+    assert device.capability is None
+    assert suggest("fastest", device, size_of).chosen.speed == 1

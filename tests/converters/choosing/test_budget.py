@@ -171,3 +171,39 @@ def test_from_the_shell(
     assert json.loads(capsys.readouterr().out)["size"] <= 300_000
     assert main([*words, "--save", str(recipe)]) == 1, "it exists"
     assert main([*words[:2], "--size", "big"]) == 2
+
+
+def test_layers_with_nan_are_kept_and_named(tmp_path: Path) -> None:
+    tensors = {f"l{i}.weight": torch.randn(256, 256) for i in range(4)}
+    tensors["l1.weight"][3, 3] = torch.nan
+    save_file(tensors, tmp_path / "nan.safetensors")
+    size = 256 * 256 * 4 + 3 * 256 * 256
+    found = fit_budget_file(tmp_path / "nan.safetensors", Target(size=size), RECIPE)
+    assert [c.layer for c in found.layers if c.spec is None] == ["l1"]
+    assert any("l1: weights are NaN" in note for note in found.notes)
+    assert math.isfinite(found.snr)
+    quantize_file(tmp_path / "nan.safetensors", tmp_path / "out.safetensors", found.recipe)
+    assert (tmp_path / "out.safetensors").stat().st_size <= size
+
+
+def test_what_a_person_chose_stays(made: tuple[Path, Path]) -> None:
+    """Rules, layer configs and fallbacks; the rest is chosen around them."""
+    rule = {"match": "^c$", "format": "int8_tensorwise", "full_precision_matrix_mult": True}
+    recipe = Recipe(preset=None, rules=[rule], layer_config={"^d$": {"format": "mxfp8"}})
+    found = fit_budget_file(made[0], Target(bits=5), recipe, made[1])
+    assert {c.layer for c in found.layers} == set("abef")
+    planned = {t.layer: t.spec for t in plan_file(made[0], found.recipe).tensors}
+    assert planned["c"] is not None and planned["c"].full_precision_matrix_mult
+    assert planned["d"] is not None and planned["d"].format == "mxfp8"
+
+
+def test_layers_that_no_format_fits(tmp_path: Path) -> None:
+    save_file({"odd.weight": torch.randn(250, 250)}, tmp_path / "odd.safetensors")
+    target = Target(bits=8, formats=("asym_w4a8_int8",), keep=False)
+    with pytest.raises(RecipeError, match=r"'odd' \[250, 250\] fits none"):
+        fit_budget_file(tmp_path / "odd.safetensors", target, RECIPE)
+
+
+def test_nothing_lost_is_valid_json(made: tuple[Path, Path]) -> None:
+    found = fit_budget_file(made[0], Target(bits=40), RECIPE)
+    assert json.loads(found.json(), parse_constant=pytest.fail)["snr"] is None
