@@ -243,7 +243,7 @@ def test_a_full_gpu_moves_the_run_to_the_cpu(
             raise torch.OutOfMemoryError("CUDA out of memory")
         real(run, sink)
 
-    monkeypatch.setattr(engine, "_device", lambda name: torch.device("cuda"))
+    monkeypatch.setattr(engine, "rounding_device", lambda name: torch.device("cuda"))
     monkeypatch.setattr(engine._Run, "carry_out", carry_out)
     report = quantize_file(flux, tmp_path / "out.safetensors")
     assert report.quantized == 3
