@@ -8,10 +8,9 @@ from comfy_api.latest import io
 
 from ..bridge.error_lora import error_lora
 from ..bridge.paths import next_output_path
-from ..converters.corrections import ErrorLoraOptions
 from ..converters.corrections.error_lora_report import HOW_TO_APPLY
+from ._error_lora import lora_inputs, lora_options, lora_outputs
 from ._result import with_report
-from ._types import Calibration
 
 
 class ExtractErrorLora(io.ComfyNode):
@@ -19,7 +18,6 @@ class ExtractErrorLora(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        fields = ErrorLoraOptions.model_fields
         return io.Schema(
             node_id="RoundsmithExtractErrorLora",
             display_name="Extract Error LoRA",
@@ -31,44 +29,9 @@ class ExtractErrorLora(io.ComfyNode):
             inputs=[
                 io.Model.Input("original", tooltip="The model as it was. It is not changed."),
                 io.Model.Input("quantized", tooltip="The same model, quantized."),
-                io.Int.Input(
-                    "rank",
-                    default=fields["rank"].default,
-                    min=1,
-                    max=1024,
-                    tooltip="Rank of each layer's correction. Higher takes back more and makes a "
-                    "larger file.",
-                ),
-                io.String.Input(
-                    "filename_prefix",
-                    default="loras/roundsmith-error",
-                    tooltip="Name of the file inside the output folder; a number is added.",
-                ),
-                io.Combo.Input(
-                    "layers",
-                    options=["all", "selected"],
-                    default="all",
-                    advanced=True,
-                    tooltip="all: every quantized layer. selected: those of the first block whose "
-                    "sides are of like length, as older tools choose.",
-                ),
-                io.String.Input(
-                    "target",
-                    default="",
-                    advanced=True,
-                    tooltip="Only layers in whose name this regular expression is found.",
-                ),
-                Calibration.Input(
-                    "calibration",
-                    optional=True,
-                    tooltip="Statistics of what the layers see: the outputs' error is minimised "
-                    "with them, the weights' without.",
-                ),
+                *lora_inputs(),
             ],
-            outputs=[
-                io.String.Output("path", tooltip="The file that was written."),
-                io.String.Output("report", tooltip="What it corrects, as a table."),
-            ],
+            outputs=lora_outputs(),
         )
 
     @classmethod
@@ -78,12 +41,10 @@ class ExtractErrorLora(io.ComfyNode):
         quantized: Any,
         rank: int,
         filename_prefix: str,
-        layers: str = "all",
-        target: str = "",
         calibration: Any = None,
+        **options: Any,
     ) -> io.NodeOutput:
-        options = ErrorLoraOptions(rank=rank, layers=layers, target=target.strip() or None)
         path = next_output_path(filename_prefix)
-        report = error_lora(original, quantized, path, options, calibration)
+        report = error_lora(original, quantized, path, lora_options(rank, **options), calibration)
         summary = f"{path.name}\n{report.summary()}"
         return with_report(str(path), report.table(), summary)

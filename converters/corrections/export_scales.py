@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from pathlib import Path
 from typing import NamedTuple
 
-from ...checkpoints import Checkpoint
-from ...errors import CheckpointError, DestinationExistsError
+from ...checkpoints import Checkpoint, write_text
+from ...errors import CheckpointError
 from ..matching import search_pattern
 from ..stored import stored_layers
 
@@ -64,14 +63,4 @@ def save_input_scales(exported: Exported, dst: str | Path, overwrite: bool = Fal
 
     Raises CheckpointError where it cannot be written, DestinationExistsError where it exists.
     """
-    path = Path(dst)
-    if not overwrite and os.path.lexists(path):
-        raise DestinationExistsError(f"{path} exists: choose another name, or allow overwriting")
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        partial.write_text(exported.json() + "\n", encoding="utf-8")
-        os.replace(partial, path)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise CheckpointError(f"cannot write {path}: {error.strerror or error}") from error
-    return path
+    return write_text(dst, exported.json(), overwrite)
