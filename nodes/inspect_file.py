@@ -35,6 +35,7 @@ class InspectFile(io.ComfyNode):
                 io.Boolean.Input(
                     "deep",
                     default=False,
+                    optional=True,
                     advanced=True,
                     tooltip="Read all codes, not a sample of each layer's.",
                 ),
@@ -42,6 +43,7 @@ class InspectFile(io.ComfyNode):
                     "original",
                     options=[NONE, *list_sources()],
                     default=NONE,
+                    optional=True,
                     advanced=True,
                     tooltip="The model before it was quantized: weights are scored against it, "
                     "which reads both files. none: the score is estimated from the codes.",
