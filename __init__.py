@@ -79,4 +79,7 @@ def __dir__() -> list[str]:
 
 async def comfy_entrypoint() -> Any:
     """Return ComfyUI's extension object; called by ComfyUI when it loads the pack."""
+    server = import_module("server").PromptServer
+    if getattr(server, "instance", None) is not None:  # no server in a test of the nodes alone
+        import_module(".bridge.routes", __name__).add_routes(server.instance.routes)
     return import_module(".nodes", __name__).RoundsmithExtension()

@@ -143,7 +143,7 @@ def setup_comfyui(python: Path) -> Path:
         ours = ask(interpreter(OVERLAY), "import sysconfig as s; print(s.get_path('purelib'))")
         lines = [f"import site; site.addsitedir({path!r})\n" for path in json.loads(site)]
         (Path(ours) / "comfyui.pth").write_text("".join(lines), encoding="utf-8")
-        must([*pip, "-r", ROOT / "requirements.txt", "pytest", "hypothesis"])
+        must([*pip, "-r", ROOT / "requirements.txt", "pytest", "hypothesis", "playwright"])
         stamp.write_text(digest(python, site), encoding="utf-8")
     return interpreter(OVERLAY)
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 from comfy_api.latest import io, ui
 
 from ..bridge.progress import show_text
+from ..bridge.results import Result, of_report
 from ..converters import Recipe, Report
 
 
@@ -21,6 +23,21 @@ def brief(report: Report) -> str:
         count = len(report.warnings)
         lines.append(f"{count} note{'s' if count > 1 else ''}: see the report")
     return "\n".join(lines)
+
+
+def with_result(
+    outputs: Sequence[Any], result: Result, text: str, *others: ui._UIOutput
+) -> io.NodeOutput:
+    """A node's outputs, and what it shows: ``result`` in the browser, ``text`` in the history."""
+    shows: dict[str, Any] = {}
+    for other in (*others, ui.PreviewText(text)):
+        shows.update(other.as_dict())
+    return io.NodeOutput(*outputs, ui={**shows, "roundsmith": (result.summary(),)})
+
+
+def quantized(outputs: Sequence[Any], report: Report) -> io.NodeOutput:
+    """The outputs of a node that quantized, and its report."""
+    return with_result(outputs, of_report(report), brief(report))
 
 
 def with_report(result: Any, report: str, summary: str) -> io.NodeOutput:

@@ -9,7 +9,7 @@ from comfy_api.latest import io
 from ..bridge.quantizing import quantize_model
 from ._format import format_input
 from ._recipe import make_recipe, recipe_input, recipe_inputs
-from ._result import brief, with_report
+from ._result import quantized
 from ._types import Calibration
 
 
@@ -61,5 +61,5 @@ class QuantizeModel(io.ComfyNode):
         **options: Any,
     ) -> io.NodeOutput:
         recipe = make_recipe(format, **options)
-        quantized, report = quantize_model(model, recipe, calibration, clip)
-        return with_report(quantized, report.table(), brief(report))
+        result, report = quantize_model(model, recipe, calibration, clip)
+        return quantized((result, report.table()), report)

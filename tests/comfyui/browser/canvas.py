@@ -1,0 +1,124 @@
+"""What a person does on the canvas, for tests."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+READY = "() => window.app?.extensionManager && window.app.rootGraph && window.app.canvas"
+
+
+class Canvas:
+    """A page of the frontend.
+
+    ``page`` is Playwright's; coordinates are of the page.
+    """
+
+    def __init__(self, page: Any, server: Any) -> None:
+        self.page = page
+        self.server = server
+
+    def open(self) -> None:
+        """Load the frontend with an empty graph."""
+        self.page.goto(f"http://127.0.0.1:{self.server.port}/")
+        self.page.wait_for_function(READY, timeout=60000)
+        self.page.evaluate(
+            "() => window.app.extensionManager.setting.set('Comfy.TutorialCompleted', true)"
+        )
+        self.page.wait_for_timeout(500)
+        self.page.keyboard.press("Escape")
+        self.page.evaluate("() => window.app.rootGraph.clear()")
+
+    def reload(self) -> None:
+        """Reload the page and wait for the graph."""
+        self.page.reload()
+        self.page.wait_for_function(READY, timeout=60000)
+
+    def load(self, workflow: Path | dict[str, Any]) -> None:
+        """Open a workflow, as the template browser does."""
+        graph = json.loads(workflow.read_text("utf-8")) if isinstance(workflow, Path) else workflow
+        self.page.evaluate("graph => window.app.loadGraphData(graph)", graph)
+        self.page.wait_for_timeout(300)
+
+    def add(self, kind: str, x: float = 100, y: float = 100) -> int:
+        """Add a node at a place of the graph; its id."""
+        return int(
+            self.page.evaluate(
+                """([kind, x, y]) => {
+                    const node = window.LiteGraph.createNode(kind);
+                    node.pos = [x, y];
+                    window.app.rootGraph.add(node);
+                    return node.id;
+                }""",
+                [kind, x, y],
+            )
+        )
+
+    def node(self, kind: str) -> int:
+        """The id of the one node of a class."""
+        found = self.page.evaluate(
+            "kind => window.app.rootGraph.nodes.filter(n => n.type === kind).map(n => n.id)", kind
+        )
+        assert len(found) == 1, f"{len(found)} nodes of {kind}"
+        return int(found[0])
+
+    def value(self, node: int, widget: str) -> Any:
+        """A widget's value."""
+        return self.page.evaluate(
+            """([id, name]) => window.app.rootGraph.getNodeById(id)
+                .widgets.find(w => w.name === name)?.value""",
+            [node, widget],
+        )
+
+    def set(self, node: int, widget: str, value: Any) -> None:
+        """Set a widget, as its own menu does."""
+        self.page.evaluate(
+            """([id, name, value]) => {
+                const node = window.app.rootGraph.getNodeById(id);
+                const widget = node.widgets.find(w => w.name === name);
+                widget.value = value;
+                widget.callback?.(value, window.app.canvas, node);
+            }""",
+            [node, widget, value],
+        )
+
+    def title(self, node: int) -> tuple[float, float]:
+        """Where a node's title is on the page."""
+        x, y = self.page.evaluate(
+            """id => {
+                const { canvas } = window.app, node = window.app.rootGraph.getNodeById(id);
+                const box = canvas.canvas.getBoundingClientRect();
+                const [x, y] = canvas.ds.convertOffsetToCanvas([node.pos[0] + 40, node.pos[1] - 15]);
+                return [box.left + x, box.top + y];
+            }""",
+            node,
+        )
+        return float(x), float(y)
+
+    def center(self, node: int) -> None:
+        """Bring a node into view."""
+        self.page.evaluate(
+            """id => {
+                const node = window.app.rootGraph.getNodeById(id);
+                window.app.canvas.ds.scale = 1;
+                window.app.canvas.centerOnNode(node);
+                window.app.canvas.draw(true, true);
+            }""",
+            node,
+        )
+        self.page.wait_for_timeout(200)
+
+    def run(self, timeout: float = 120) -> None:
+        """Press Run and wait until the queue is empty."""
+        before = len(self.server.get("/history"))
+        self.page.get_by_test_id("queue-button").click()
+        deadline = timeout * 10
+        while deadline > 0:
+            queue = self.server.get("/queue")
+            waiting = queue["queue_running"] or queue["queue_pending"]
+            if len(self.server.get("/history")) > before and not waiting:
+                return
+            self.page.wait_for_timeout(100)
+            deadline -= 1
+        raise TimeoutError("the queue did not become empty")
