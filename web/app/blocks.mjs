@@ -50,7 +50,7 @@ export function blocks(rows, choose) {
     ];
     const bar = h(
       "button",
-      { type: "button", class: "block", title: words.filter(Boolean).join("\n"), "aria-pressed": "false" },
+      { type: "button", class: "roundsmith-block", title: words.filter(Boolean).join("\n"), "aria-pressed": "false" },
       most ? stack("bytes", [["was", sum.before / most], ["is", sum.after / most]]) : null,
       best ? stack("snr", [["is", (sum.snr ?? 0) / best]]) : null,
     );
@@ -68,7 +68,7 @@ export function blocks(rows, choose) {
     most ? h("span", { class: "bytes" }, t("bytesByBlock", { most: bytes(most) })) : null,
     best ? h("span", { class: "snr" }, t("snrByBlock", { best: decibels(best) })) : null,
   );
-  return h("div", { class: "chart" }, legend, h("div", { class: "blocks" }, bars));
+  return h("div", { class: "chart" }, legend, h("div", { class: "roundsmith-blocks" }, bars));
 }
 
 const stack = (kind, parts) =>

@@ -17,9 +17,9 @@ const shape = {
 
 /** All columns in the order they stand in; a table has those that any of its rows has a value for. */
 export const COLUMNS = [
-  { key: "name", ...text, width: "minmax(220px, 2fr)" },
+  { key: "name", ...text, width: "minmax(230px, 2fr)" },
   { key: "shape", ...shape },
-  { key: "stored_as", ...text, width: "minmax(130px, 1fr)" },
+  { key: "stored_as", ...text, width: "minmax(190px, 1.5fr)" },
   { key: "bytes_before", ...size },
   { key: "bytes_after", ...size },
   { key: "method", ...text, width: "100px" },

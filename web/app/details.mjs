@@ -26,7 +26,7 @@ export async function details(title, result) {
   const rows = Array.isArray(report.rows) ? report.rows : [];
   dialog.append(
     h("header", {}, h("h2", {}, title), close),
-    h("div", { class: "about" }, summary({ ...report, report: null, hidden: 0 }), texts(report)),
+    h("div", { class: "about" }, summary({ ...report, report: null, hidden: 0 }), h("div", {}, texts(report))),
     ...(rows.length ? layers(rows) : []),
   );
   // Keys and the clipboard are the dialog's while it is open, not the canvas'.

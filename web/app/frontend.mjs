@@ -10,6 +10,7 @@ import { app } from "../../../scripts/app.js";
 
 const PREFIX = "Roundsmith";
 const PANEL = "roundsmith";
+const MARGIN = 8; // px around a panel on a node
 
 /** Where the pack's files lie, whatever its folder is called. */
 export const base = new URL("../", import.meta.url);
@@ -103,8 +104,9 @@ export const frontend = {
     const widget = node.addDOMWidget(PANEL, PANEL, element, {
       serialize: false,
       hideOnZoom: false,
-      getMinHeight: height,
-      getMaxHeight: height,
+      margin: MARGIN,
+      getMinHeight: () => height() + 2 * MARGIN,
+      getMaxHeight: () => height() + 2 * MARGIN,
       getValue: () => "",
       setValue: () => {},
     });

@@ -27,7 +27,7 @@ export class Table {
     this.element = h(
       "div",
       {
-        class: "table",
+        class: "roundsmith-table",
         role: "table",
         tabindex: 0,
         "aria-label": t("layers"),
