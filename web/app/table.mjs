@@ -23,7 +23,7 @@ export class Table {
         h("button", { type: "button", onclick: () => sort(column) }, t(`column_${column.key}`)),
       ),
     );
-    this.body = h("div", { class: "rows", role: "rowgroup" });
+    this.body = h("div", { class: "rows", role: "rowgroup", onpointerover: whole });
     this.element = h(
       "div",
       {
@@ -83,12 +83,13 @@ export class Table {
   }
 
   entry() {
-    const cells = this.columns.map((column) =>
-      h("div", { role: "cell", class: column.right ? "right" : "" }),
+    const texts = this.columns.map(() => document.createTextNode(""));
+    const cells = texts.map((text, i) =>
+      h("div", { role: "cell", class: this.columns[i].right ? "right" : "" }, text),
     );
     const element = h("div", { class: "row", role: "row" }, cells);
     this.body.append(element);
-    return { element, cells, row: null, index: -1 };
+    return { element, texts, row: null, index: -1 };
   }
 
   put(entry, index) {
@@ -100,13 +101,16 @@ export class Table {
     entry.element.classList.toggle("kept", row.action === "keep" || row.action === "remove");
     this.columns.forEach((column, i) => {
       const text = column.show(row[column.key]);
-      const cell = entry.cells[i];
-      cell.textContent = text;
-      if (text.length > 12) {
-        cell.title = text;
-      } else {
-        cell.removeAttribute("title");
+      if (entry.texts[i].data !== text) {
+        entry.texts[i].data = text;
       }
     });
+  }
+}
+
+/** What a cell cuts off shows in full under the pointer. */
+function whole({ target }) {
+  if (target.getAttribute("role") === "cell") {
+    target.title = target.scrollWidth > target.clientWidth ? target.textContent : "";
   }
 }
