@@ -2,7 +2,7 @@
 
     python dev.py demo [ARGUMENTS]   quantize a small model and show what came out
     python dev.py test [ARGUMENTS]   run the tests; the arguments go to pytest (-k rounding)
-    python dev.py lint               ruff, mypy and import-linter
+    python dev.py lint               ruff, mypy and import-linter; ESLint where there is Node.js
     python dev.py setup              only install
     python dev.py summary            repeat the totals of the last test run
 
@@ -224,8 +224,24 @@ def lint() -> int:
         run([python, "-m", "ruff", "check", "--output-format=concise", ROOT]),
         run([python, "-m", "mypy", "--config-file", config, "-p", "roundsmith"], cwd=copy.parent),
         run([python, "-c", linter, "--config", config, "--no-cache"], cwd=copy.parent),
+        lint_browser(),
     ]
     return max(statuses)
+
+
+def lint_browser() -> int:
+    """Run ESLint on what the browser loads, where there are node and npm."""
+    node, npm = shutil.which("node"), shutil.which("npm")
+    if node is None or npm is None:
+        print("ESLint left out: there is no node and npm here to check web/ with")
+        return 0
+    modules = ROOT / "node_modules"
+    stamp, wanted = modules / "installed", (ROOT / "package.json").read_text(encoding="utf-8")
+    if not stamped(stamp, wanted):
+        quiet = ("--no-package-lock", "--no-audit", "--no-fund", "--loglevel=error")
+        must([npm, "install", *quiet])
+        stamp.write_text(digest(wanted), encoding="utf-8")
+    return run([node, modules / "eslint" / "bin" / "eslint.js", "--max-warnings", "0", "web"])
 
 
 def sources() -> list[Path]:

@@ -10,6 +10,7 @@ import comfy.model_management as mm
 import latent_preview
 from torch import Tensor
 
+from ..converters.calibration import Calibration
 from ..converters.comparing import Comparison, StepScore
 from ..converters.comparing.comparison import worst_first
 from ..converters.comparing.scores import Power
@@ -17,7 +18,7 @@ from ..errors import RoundsmithError
 from .capturing import model_capture, wrap_model
 from .layer_scores import common_layers, layer_outputs, score_layers
 from .pictures import pictures_of
-from .progress import show_text
+from .progress import Messages
 from .sampling import Latent, ksample
 
 TOKENS = 128
@@ -86,11 +87,11 @@ def compare_models(
     recorded = wrap_model(reference, steps_run.sometimes(capture.hooks))
     first = _guarded("reference", run, recorded)
     calibration = capture.finish()
-    expected = dict(layer_outputs(recorded, calibration))
+    expected = dict(steps_run.counted(layer_outputs(recorded, calibration), calibration))
     steps_run.again()
     other = wrap_model(quantized, nullcontext)
     second = _guarded("quantized", run, other)
-    executed = layer_outputs(other, calibration)
+    executed = steps_run.counted(layer_outputs(other, calibration), calibration)
     scores = score_layers(reference, quantized, calibration, expected, executed)
     final = _power(first["samples"], second["samples"])
     pictures = pictures_of(quantized, first["samples"], second["samples"], vae)
@@ -127,7 +128,8 @@ class _Steps:
         self._chosen = {
             round(i * (steps - 1) / max(RECORDED_STEPS - 1, 1)) for i in range(RECORDED_STEPS)
         }
-        show_text("Comparing: sampling the reference")
+        self.messages = Messages("reference")
+        self.messages.send(0, step=0, steps=steps)
 
     def sometimes(self, around: Callable[[], Any]) -> Callable[[], Any]:
         """``around`` in the steps whose inputs are recorded, nothing in the others."""
@@ -142,7 +144,17 @@ class _Steps:
     def again(self) -> None:
         """The second run begins."""
         self._second, self._at = True, 0
-        show_text("Comparing: sampling the quantized model")
+        self.messages.again("compared")
+
+    def counted(
+        self, outputs: Iterator[tuple[str, Tensor]], calibration: Calibration
+    ) -> Iterator[tuple[str, Tensor]]:
+        """Layers' outputs as they come, told one by one."""
+        self.messages.again("scoring")
+        count = len(calibration.layers)
+        for index, (name, output) in enumerate(outputs, 1):
+            self.messages.send(index / count, layer=name, index=index, count=count)
+            yield name, output
 
     def step(self, step: int, denoised: Any, noisy: Any, _: int) -> None:
         """A sampler's callback; ``noisy`` is the latent before the step."""
@@ -158,6 +170,8 @@ class _Steps:
         self._at += 1
         at = min(step, self._steps - 1) + (self._steps if self._second else 0)
         self._show(at, denoised, noisy, 2 * self._steps)
+        done = min(step + 1, self._steps)
+        self.messages.send(done / self._steps, step=done, steps=self._steps)
 
     def scores(self, final: float) -> tuple[StepScore, ...]:
         """A step's latent is the one the next begins with; the last's is the final latent."""

@@ -43,7 +43,7 @@ def error_lora(
         try:
             return extract_error_lora(
                 *(*views, path, options, calibration),
-                progress=NodeProgress("error of"),
+                progress=NodeProgress("correcting"),
                 cancel=cancelled,
             )
         except Cancelled:
@@ -74,7 +74,7 @@ def error_lora_of_files(
     try:
         return error_lora_file(
             *(*files, path, options, calibration),
-            progress=NodeProgress("error of"),
+            progress=NodeProgress("correcting"),
             cancel=cancelled,
         )
     except Cancelled:

@@ -52,7 +52,7 @@ def run_file_tool(
         target = _target(path, source, folder, filename, label)
         destination = Destination(target, overwrite)
     try:
-        return tool(path, destination, *args, progress=NodeProgress(), cancel=cancelled)
+        return tool(path, destination, *args, progress=NodeProgress("writing"), cancel=cancelled)
     except Cancelled:
         mm.throw_exception_if_processing_interrupted()
         raise

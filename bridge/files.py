@@ -47,7 +47,7 @@ def quantize_file(
         report = converters.quantize_file(
             *(path, target, recipe),
             calibration=calibration,
-            progress=NodeProgress(),
+            progress=NodeProgress("quantizing"),
             cancel=cancelled,
             overwrite=overwrite,
         )

@@ -23,7 +23,7 @@ from ..converters.calibration import Calibration, Record, plan_passes
 from ..converters.calibration.calibration import Shelf
 from ..errors import RoundsmithError
 from .capturing import capture_model, model_capture, model_layers
-from .progress import show_text
+from .progress import Messages
 
 MAX_TOKENS = 4096
 MOST_PASSES = 8
@@ -113,23 +113,36 @@ class _Bar:
         self._total = passes * runs * steps
         self._done = 0
         self._show = latent_preview.prepare_callback(model, self._total)
+        self._messages = Messages("calibrating")
 
     def begin(self) -> str:
         """The next run begins: say so on the node. Returns how it is called."""
         where = f"run {self._done % self._runs + 1} of {self._runs}"
         if self._passes > 1:
             where += f", pass {self._done // self._runs + 1} of {self._passes}"
-        show_text(f"Calibrating: {where}")
+        self._tell(0)
         return where
 
     def step(self, step: int, denoised: Any, noisy: Any, _: int) -> None:
         """A sampler's callback."""
         at = self._done * self._steps + min(step, self._steps - 1)
         self._show(at, denoised, noisy, self._total)
+        self._tell(min(step + 1, self._steps))
 
     def end(self) -> None:
         """The run is over."""
         self._done += 1
+
+    def _tell(self, step: int) -> None:
+        self._messages.send(
+            (self._done * self._steps + step) / self._total,
+            run=self._done % self._runs + 1,
+            runs=self._runs,
+            step=step,
+            steps=self._steps,
+            nth_pass=self._done // self._runs + 1,
+            passes=self._passes,
+        )
 
 
 def _guarded(run: Run, model: Any, bar: _Bar) -> Any:

@@ -164,8 +164,8 @@ def _convert(
         calibration = statistics.under(source.prefix)
         journal = Journal(Path(folder_paths.get_temp_directory()) / "roundsmith-layers")
         report = convert(
-            *(source, open_sink, restricted, NodeProgress(), cancelled, calibration, journal),
-            decodes=decodes,
+            *(source, open_sink, restricted, NodeProgress("quantizing"), cancelled),
+            *(calibration, journal, decodes),
         )
     except Cancelled:
         mm.throw_exception_if_processing_interrupted()

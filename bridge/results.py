@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
+import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,11 +19,13 @@ from typing import Any
 import folder_paths
 
 from ..checkpoints.text import write_text
-from ..converters import Report
 from ..errors import CheckpointError
 
 KEPT = 200
 """Reports kept; older ones go."""
+
+SHOWN = 20
+"""Warnings a node carries; the details have all."""
 
 
 @dataclass(frozen=True)
@@ -30,10 +34,11 @@ class Result:
 
     Attributes:
         kind: which panel shows it: ``quantize``, ``plan``, ``inspect``, ``compare``, ``budget``,
-            ``change``.
+            ``change``, ``lora``, ``calibration``, ``saved``.
         facts: numbers and short texts by name; the browser knows how to say them.
         warnings: what a person should know.
-        details: everything else, as plain data; empty where the facts are all there is.
+        details: everything else, as plain data; empty where the facts are all there is. ``rows``
+            are the lines of the table, objects with the same keys.
     """
 
     kind: str
@@ -43,30 +48,30 @@ class Result:
 
     def summary(self) -> dict[str, Any]:
         """What the node carries: the details kept, and named by their id."""
-        shown = {"kind": self.kind, "facts": dict(self.facts), "warnings": list(self.warnings)}
-        return {**shown, "report": keep({**shown, **self.details}) if self.details else None}
+        shown = {"kind": self.kind, "facts": self.facts, "warnings": self.warnings}
+        report = _kept_or_none({**shown, **self.details}) if self.details else None
+        some = {"warnings": self.warnings[:SHOWN], "hidden": len(self.warnings[SHOWN:])}
+        return dict(plain({**shown, **some, "report": report}))
 
 
-def of_report(report: Report, kind: str = "quantize") -> Result:
-    """The result of a conversion, or of a plan for one."""
-    data = report.to_dict()
-    facts = {
-        "bytes_before": report.bytes_before,
-        "bytes_after": report.bytes_after,
-        "quantized": report.quantized,
-        "kept": sum(layer.action == "keep" for layer in report.layers),
-        "executed_snr": report.mean_executed_snr,
-        "output_snr": report.mean_output_snr,
-        "weight_snr": report.mean_snr,
-        "gain": report.mean_gain,
-        "methods": report.methods(),
-    }
-    return Result(kind, facts, report.warnings, {"layers": data["layers"], "table": report.table()})
+def plain(value: Any) -> Any:
+    """Data as JSON has it: infinities and NaN are null, what it has no word for is text."""
+    if isinstance(value, str):
+        return value.encode("utf-8", "replace").decode()  # half a character in a file's name
+    if value is None or isinstance(value, (bool, int)):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, Sequence):
+        return [plain(item) for item in value]
+    return str(value)
 
 
 def keep(document: Mapping[str, Any]) -> str:
     """Keep a report; its id."""
-    text = json.dumps(document, ensure_ascii=False, allow_nan=False)
+    text = json.dumps(plain(document), ensure_ascii=False, allow_nan=False)
     name = hashlib.sha256(text.encode()).hexdigest()[:32]
     folder = _folder()
     folder.mkdir(parents=True, exist_ok=True)
@@ -83,6 +88,15 @@ def kept(name: str) -> str:
     if re.fullmatch(r"[0-9a-f]{32}", name) is None or not path.is_file():
         raise CheckpointError("these details are no longer kept; run the node again")
     return path.read_text(encoding="utf-8")
+
+
+def _kept_or_none(document: Mapping[str, Any]) -> str | None:
+    """A run that took an hour does not fail because its details find no place."""
+    try:
+        return keep(document)
+    except (OSError, CheckpointError) as error:
+        logging.warning("Roundsmith: the details of a result are not kept: %s", error)
+        return None
 
 
 def _folder() -> Path:

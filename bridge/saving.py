@@ -125,7 +125,7 @@ def write(path: Path, tensors: Mapping[str, Stored], metadata: Mapping[str, str]
         metadata[HEADER_KEY] = layers_metadata(layers)
     entries = {name: (stored.dtype, stored.shape) for name, stored in tensors.items()}
     total, done = sum(stored.nbytes for stored in tensors.values()), 0
-    progress = NodeProgress("Saving")
+    progress = NodeProgress("saving")
     with CheckpointWriter(path, entries, metadata) as writer:
         for index, (name, stored) in enumerate(tensors.items(), 1):
             progress(Progress(name, index, len(tensors), done, total))

@@ -20,7 +20,7 @@ import torch
 from ..converters.calibration import Calibration
 from .capturing import capture_clip, clip_capture, clip_layers
 from .passes import MAX_TOKENS, memory_bytes, reached, run_recorded
-from .progress import show_text
+from .progress import Messages
 from .prompts import texts
 from .self_runs import STEPS, plan_runs
 
@@ -59,7 +59,7 @@ def self_calibrate_model(
         max_tokens: tokens kept of each layer.
         memory_mb: megabytes the statistics may take; 0: half of what is free.
         seed: of noise and conditioning.
-        tell: told what happens, in short sentences; None: the node and the log are.
+        tell: told what happens, in short sentences; None: the log is.
     """
 
     def calibrate(say: Tell) -> tuple[Calibration, str]:
@@ -97,9 +97,10 @@ def self_calibrate_clip(
         capture = clip_capture(clip, layers, max_tokens=max_tokens, memory=memory)
         capture.settings.update({"what": "self", "told": what})
         recorded = capture_clip(clip, capture)
+        messages = Messages("calibrating")
         for read, text in enumerate(tokens, 1):
             recorded.encode_from_tokens(text)
-            show_text(f"Calibrating: text {read} of {len(tokens)}")
+            messages.send(read / len(tokens), text=read, texts=len(tokens))
         return reached(capture.finish()), what
 
     return _attempt(calibrate, tell)
@@ -152,4 +153,3 @@ def _undisturbed() -> Iterator[None]:
 
 def _tell(text: str) -> None:
     logging.info("Roundsmith: %s", text)
-    show_text(text)

@@ -8,6 +8,7 @@ header is known from the plan, so everything goes straight to its place in the f
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -137,6 +138,7 @@ class _Run:
         self.progress, self.cancel = progress, cancel
         rows.tick = self._tick_sometimes
         self.outcomes: dict[str, Outcome] = {}
+        self._gains: list[float] = []
         self.total = sum(t.bytes_before for t in plan.tensors)
         self.biases = self._corrected_biases() if recipe.bias_correction else {}
         self._position = ("", 0, 0)
@@ -185,7 +187,9 @@ class _Run:
             raise Cancelled("cancelled; nothing was written under the destination's name")
         if self.progress is not None:
             layer, index, done = self._position
-            self.progress(Progress(layer, index, len(self.plan.tensors), done, self.total))
+            gain = sum(self._gains) / len(self._gains) if self._gains else None
+            count = len(self.plan.tensors)
+            self.progress(Progress(layer, index, count, done, self.total, gain))
 
     def _tick_sometimes(self) -> None:
         now = time.monotonic()
@@ -204,6 +208,8 @@ class _Run:
         if f"{t.layer}.comfy_quant" in t.entries:
             sink.write(f"{t.layer}.comfy_quant", encode_conf(t.conf))
         self.outcomes[t.layer] = outcome
+        if outcome.gain is not None and math.isfinite(outcome.gain):
+            self._gains.append(outcome.gain)
 
     def _stream(self, t: TensorPlan, sink: Sink) -> Outcome:
         """Round without statistics: the search where it is asked for, or pays."""

@@ -38,6 +38,15 @@ class Outcome:
     input_scale: float | None = None
     seconds: float = 0.0
 
+    @property
+    def gain(self) -> float | None:
+        """Gain in output SNR over nearest rounding, dB; None where nearest loses nothing, or
+        inputs were not measured.
+        """
+        if self.output_snr is None or self.nearest_snr is None:
+            return None
+        return self.output_snr - self.nearest_snr if math.isfinite(self.nearest_snr) else None
+
 
 def decibel(signal: float, noise: float) -> float:
     """Signal-to-noise ratio in dB; infinite without noise or without signal."""

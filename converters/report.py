@@ -22,6 +22,8 @@ class Progress:
         layer: name of the tensor in hand.
         index, count: it is the ``index``-th of ``count``, from 1.
         bytes_done, bytes_total: source bytes behind, and of the whole.
+        gain: mean gain in output SNR over nearest rounding of the layers solved so far, dB; None
+            before there is one.
     """
 
     layer: str
@@ -29,6 +31,7 @@ class Progress:
     count: int
     bytes_done: int
     bytes_total: int
+    gain: float | None = None
 
 
 @dataclass(frozen=True)
@@ -107,8 +110,7 @@ class Report:
     @property
     def mean_gain(self) -> float | None:
         """Mean gain in output SNR over nearest rounding, dB."""
-        pairs = [(x.output_snr, x.nearest_snr) for x in self.outcomes]
-        return _mean(a - b for a, b in pairs if a is not None and b is not None and b < math.inf)
+        return _mean(x.gain for x in self.outcomes)
 
     def methods(self) -> str:
         """How many layers were rounded in which way: ``30 × calibrated, 2 × nearest``."""
@@ -216,10 +218,7 @@ def _cells(outcome: Outcome | None, measured: bool) -> list[str]:
     if outcome is None:
         return [""] * (7 if measured else 3)
     x = outcome
-    gain = None
-    if x.output_snr is not None and x.nearest_snr is not None and math.isfinite(x.nearest_snr):
-        gain = x.output_snr - x.nearest_snr
-    columns = [x.output_snr, x.executed_snr, gain, x.expected_gain] if measured else []
+    columns = [x.output_snr, x.executed_snr, x.gain, x.expected_gain] if measured else []
     numbers = ["" if v is None else f"{v:.1f}" for v in (x.weight_snr, *columns)]
     return [x.method, *numbers, f"{x.seconds:.2f}"]
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from comfy_api.latest import io, ui
+from comfy_api.latest import io
 
 from ..bridge.passes import MAX_TOKENS
-from ..bridge.progress import show_text
+from ..bridge.summaries import of_calibration
 from ..converters.calibration import Calibration
+from ._result import with_result
 
 
 def capture_inputs(beyond: str) -> list[io.Input]:
@@ -98,6 +99,5 @@ def table(calibration: Calibration) -> str:
 
 def calibrated(calibration: Calibration, *others: Any) -> io.NodeOutput:
     """The calibration, other results and the report; the short text shows on the node."""
-    summary = brief(calibration)
-    show_text(summary)
-    return io.NodeOutput(calibration, *others, table(calibration), ui=ui.PreviewText(summary))
+    outputs = (calibration, *others, table(calibration))
+    return with_result(outputs, of_calibration(calibration), brief(calibration))

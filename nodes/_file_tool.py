@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from comfy_api.latest import io, ui
+from comfy_api.latest import io
 
 from ..bridge.file_tools import WRITE
 from ..bridge.paths import FOLDERS, list_sources
-from ..bridge.progress import show_text
+from ..bridge.summaries import of_change
+from ._result import with_result
 
 
 def source_input() -> io.Combo.Input:
@@ -68,7 +69,6 @@ def report_outputs() -> list[io.Output]:
 
 
 def changed(report: Any) -> io.NodeOutput:
-    """The node's results; the summary shows on the node, and the table below it."""
-    show_text(report.summary())
+    """The node's results; the changes show on the node."""
     table = report.table()
-    return io.NodeOutput(report.path, table, report.json(), ui=ui.PreviewText(table))
+    return with_result((report.path, table, report.json()), of_change(report), table)

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from comfy_api.latest import io, ui
 
-from ..bridge.progress import show_text
-from ..bridge.results import Result, of_report
+from ..bridge.results import Result
+from ..bridge.summaries import of_files, of_report
 from ..converters import Recipe, Report
+from ..converters.report import human_bytes
 
 
 def brief(report: Report) -> str:
-    """A report in a few short lines, to be read on a node; the first two show at once."""
+    """A report in a few short lines."""
     kept = sum(layer.action == "keep" for layer in report.layers)
     sizes = f"{report.bytes_before / 1e6:,.1f} → {report.bytes_after / 1e6:,.1f} MB"
     lines = [f"{sizes}, {report.quantized} layers quantized, {kept} kept"]
@@ -40,16 +41,10 @@ def quantized(outputs: Sequence[Any], report: Report) -> io.NodeOutput:
     return with_result(outputs, of_report(report), brief(report))
 
 
-def with_report(result: Any, report: str, summary: str) -> io.NodeOutput:
-    """A node's result and its report; the summary shows on the node."""
-    show_text(summary)
-    return io.NodeOutput(result, report, ui=ui.PreviewText(summary))
-
-
-def shown(text: str) -> io.NodeOutput:
-    """No output but a text on the node."""
-    show_text(text)
-    return io.NodeOutput(ui=ui.PreviewText(text))
+def saved(written: Mapping[str, int]) -> io.NodeOutput:
+    """No output but files, shown with their bytes."""
+    lines = [f"{name}: {human_bytes(size)}" for name, size in written.items()]
+    return with_result((), of_files(written), "\n".join(lines))
 
 
 def with_json(recipe: Recipe) -> io.NodeOutput:

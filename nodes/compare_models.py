@@ -8,8 +8,9 @@ from comfy_api.latest import io, ui
 
 from ..bridge.comparing import Compared, compare_models
 from ..bridge.pictures import shown
-from ..bridge.progress import show_text
+from ..bridge.summaries import of_comparison
 from ..converters.comparing import charts, pictures
+from ._result import with_result
 from ._sampler import sampler_inputs
 
 WAY_OUT = (
@@ -118,12 +119,10 @@ class CompareModels(io.ComfyNode):
         )
         comparison = found.comparison
         summary = comparison.summary()
-        show_text(summary)
         comparison.require(min_snr or None, WAY_OUT)
         chart = pictures.to_tensor(charts.draw(comparison, worst))[None]
         beside = _side_by_side(found, chart)
-        preview = ui.PreviewImage(beside, cls=cls).as_dict()
-        return io.NodeOutput(
+        outputs = (
             quantized,
             beside,
             chart,
@@ -131,8 +130,9 @@ class CompareModels(io.ComfyNode):
             found.reference,
             comparison.snr,
             comparison.table(worst),
-            ui={**preview, **ui.PreviewText(summary).as_dict()},
         )
+        preview = ui.PreviewImage(beside, cls=cls)
+        return with_result(outputs, of_comparison(comparison), summary, preview)
 
 
 def _side_by_side(found: Compared, chart: Any) -> Any:

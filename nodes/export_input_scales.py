@@ -6,9 +6,10 @@ from comfy_api.latest import io
 
 from ..bridge.file_tools import version_of
 from ..bridge.paths import next_output_path, resolve_source
+from ..bridge.results import Result
 from ..converters.corrections import export_input_scales, save_input_scales
 from ._file_tool import layers_input, source_input
-from ._result import with_report
+from ._result import with_result
 
 
 class ExportInputScales(io.ComfyNode):
@@ -51,4 +52,7 @@ class ExportInputScales(io.ComfyNode):
         found = export_input_scales(resolve_source(source), layers.strip() or None)
         path = save_input_scales(found, next_output_path(filename_prefix, ".json"))
         summary = "\n".join([f"{path.name}: {len(found.scales)} input scales", *found.notes])
-        return with_report(str(path), found.json(), summary)
+        facts = {"file": path.name, "bytes_after": path.stat().st_size, "scales": len(found.scales)}
+        rows = [{"name": name, "input_scale": scale} for name, scale in found.scales.items()]
+        result = Result("scales", facts, tuple(found.notes), {"rows": rows})
+        return with_result((str(path), found.json()), result, summary)

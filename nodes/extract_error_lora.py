@@ -8,9 +8,10 @@ from comfy_api.latest import io
 
 from ..bridge.error_lora import error_lora
 from ..bridge.paths import next_output_path
+from ..bridge.summaries import of_error_lora
 from ..converters.corrections.error_lora_report import HOW_TO_APPLY
 from ._error_lora import lora_inputs, lora_options, lora_outputs
-from ._result import with_report
+from ._result import with_result
 
 
 class ExtractErrorLora(io.ComfyNode):
@@ -47,4 +48,4 @@ class ExtractErrorLora(io.ComfyNode):
         path = next_output_path(filename_prefix)
         report = error_lora(original, quantized, path, lora_options(rank, **options), calibration)
         summary = f"{path.name}\n{report.summary()}"
-        return with_report(str(path), report.table(), summary)
+        return with_result((str(path), report.table()), of_error_lora(report), summary)

@@ -9,9 +9,10 @@ from comfy_api.latest import io
 from ..bridge.error_lora import error_lora_of_files
 from ..bridge.file_tools import version_of
 from ..bridge.paths import list_sources, next_output_path
+from ..bridge.summaries import of_error_lora
 from ..converters.corrections.error_lora_report import HOW_TO_APPLY
 from ._error_lora import lora_inputs, lora_options, lora_outputs
-from ._result import with_report
+from ._result import with_result
 
 
 class ExtractErrorLoraFile(io.ComfyNode):
@@ -58,4 +59,5 @@ class ExtractErrorLoraFile(io.ComfyNode):
         report = error_lora_of_files(
             original, quantized, path, lora_options(rank, **options), calibration
         )
-        return with_report(str(path), report.table(), f"{path.name}\n{report.summary()}")
+        summary = f"{path.name}\n{report.summary()}"
+        return with_result((str(path), report.table()), of_error_lora(report), summary)

@@ -8,13 +8,15 @@ from comfy_api.latest import io, ui
 
 from ..bridge.file_tools import version_of
 from ..bridge.paths import resolve_source
-from ..bridge.progress import NodeProgress, cancelled, show_text
+from ..bridge.progress import NodeProgress, cancelled
+from ..bridge.summaries import of_budget
 from ..converters import Recipe as Settings
 from ..converters.choosing import Target, curve, fit_budget_file
 from ..converters.comparing.pictures import to_tensor
 from ._file_tool import source_input
 from ._format import FIRST
 from ._recipe import recipe_input
+from ._result import with_result
 from ._types import Calibration, Recipe
 
 _ALL = "all that run here"
@@ -93,19 +95,20 @@ class FitToBudget(io.ComfyNode):
         calibration: Any = None,
         recipe: Any = None,
     ) -> io.NodeOutput:
+        path = resolve_source(source)
         found = fit_budget_file(
-            resolve_source(source),
+            path,
             _target(target, formats),
             recipe or Settings(),
             calibration,
-            NodeProgress(),
+            NodeProgress("measuring"),
             cancelled,
         )
         summary = f"{found.size / 1e6:,.1f} MB, {found.snr:.1f} dB ({found.measured})"
-        show_text(summary)
         image = to_tensor(curve.draw(found))[None]
-        shown = {**ui.PreviewImage(image, cls=cls).as_dict(), **ui.PreviewText(summary).as_dict()}
-        return io.NodeOutput(found.recipe, found.table(), image, ui=shown)
+        outputs = (found.recipe, found.table(), image)
+        result = of_budget(found, path.stat().st_size)
+        return with_result(outputs, result, summary, ui.PreviewImage(image, cls=cls))
 
 
 def _target(target: dict[str, Any], formats: str) -> Target:

@@ -8,10 +8,12 @@ from comfy_api.latest import io, ui
 
 from ..bridge.file_tools import version_of
 from ..bridge.paths import list_sources, resolve_source
-from ..bridge.progress import NodeProgress, cancelled, show_text
+from ..bridge.progress import NodeProgress, cancelled
+from ..bridge.summaries import of_inspection
 from ..converters.comparing.pictures import to_tensor
 from ..converters.inspecting import charts, inspect_file
 from ._file_tool import source_input
+from ._result import with_result
 
 NONE = "none"
 
@@ -66,12 +68,12 @@ class InspectFile(io.ComfyNode):
             resolve_source(source),
             deep=deep,
             original=None if original == NONE else resolve_source(original),
-            progress=NodeProgress(),
+            progress=NodeProgress("reading"),
             cancel=cancelled,
         )
         found = replace(found, path=source, reference="" if original == NONE else original)
-        show_text(found.summary())
         table = found.table()
         chart = to_tensor(charts.draw(found))[None]
-        shown = {**ui.PreviewImage(chart, cls=cls).as_dict(), **ui.PreviewText(table).as_dict()}
-        return io.NodeOutput(table, found.json(), chart, ui=shown)
+        outputs = (table, found.json(), chart)
+        preview = ui.PreviewImage(chart, cls=cls)
+        return with_result(outputs, of_inspection(found, source), table, preview)

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
-from comfy_api.latest import io, ui
+from comfy_api.latest import io
 
 from ..bridge.file_tools import version_of
 from ..bridge.paths import list_sources, resolve_source
-from ..bridge.progress import show_text
+from ..bridge.summaries import of_report
 from ..converters import plan_file
 from ..converters.plan import template
 from ..converters.report import human_bytes, make_report
 from ._format import format_input
 from ._recipe import make_recipe, recipe_input, recipe_inputs
+from ._result import with_result
 
 
 class PlanQuantization(io.ComfyNode):
@@ -65,6 +66,6 @@ class PlanQuantization(io.ComfyNode):
             f"{human_bytes(before)} → {human_bytes(plan.size)}, {report.quantized} layers "
             f"quantized, {kept} kept"
         )
-        show_text(summary)
         table = f"{report.table()}\nthe file would take {plan.size:,} bytes"
-        return io.NodeOutput(table, plan.size, template(plan), ui=ui.PreviewText(summary))
+        result = of_report(report, "plan", bytes_after=plan.size)
+        return with_result((table, plan.size, template(plan)), result, summary)

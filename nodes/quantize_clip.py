@@ -7,9 +7,10 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..bridge.quantizing import quantize_clip
+from ..bridge.summaries import of_reports
 from ._format import format_input
 from ._recipe import make_recipe, recipe_input, recipe_inputs
-from ._result import brief, with_report
+from ._result import brief, with_result
 from ._types import Calibration
 
 
@@ -52,4 +53,4 @@ class QuantizeCLIP(io.ComfyNode):
         quantized, reports = quantize_clip(clip, make_recipe(format, **options), calibration)
         table = "\n\n".join(f"{name}\n{report.table()}" for name, report in reports)
         summary = "\n".join(f"{name}: {brief(report)}" for name, report in reports)
-        return with_report(quantized, table, summary)
+        return with_result((quantized, table), of_reports(reports), summary)

@@ -8,9 +8,10 @@ from comfy_api.latest import io
 
 from ..bridge.files import quantize_file
 from ..bridge.paths import FOLDERS, list_sources
+from ..bridge.summaries import of_report
 from ._format import format_input
 from ._recipe import make_recipe, recipe_input, recipe_inputs
-from ._result import brief, with_report
+from ._result import brief, with_result
 from ._types import Calibration
 
 
@@ -84,4 +85,6 @@ class QuantizeFile(io.ComfyNode):
     ) -> io.NodeOutput:
         recipe = make_recipe(format, **options)
         path, report = quantize_file(source, folder, filename, recipe, overwrite, calibration)
-        return with_report(str(path), report.table(), f"{path.name}\n{brief(report)}")
+        result = of_report(report, file=path.name)
+        text = f"{path.name}\n{brief(report)}"
+        return with_result((str(path), report.table()), result, text)

@@ -7,8 +7,10 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..bridge.paths import next_output_path
+from ..bridge.summaries import of_calibration
+from ..converters.report import human_bytes
 from ._calibration import brief
-from ._result import shown
+from ._result import with_result
 from ._types import Calibration
 
 
@@ -39,5 +41,6 @@ class SaveCalibration(io.ComfyNode):
     @classmethod
     def execute(cls, calibration: Any, filename_prefix: str) -> io.NodeOutput:
         path = calibration.save(next_output_path(filename_prefix))
-        size = path.stat().st_size / 1e6
-        return shown(f"{path.name}: {size:,.1f} MB\n{brief(calibration)}")
+        size = path.stat().st_size
+        result = of_calibration(calibration, file=path.name, bytes_after=size)
+        return with_result((), result, f"{path.name}: {human_bytes(size)}\n{brief(calibration)}")

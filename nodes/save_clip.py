@@ -8,7 +8,7 @@ from comfy_api.latest import io
 
 from ..bridge import saving
 from ..bridge.paths import next_output_path
-from ._result import shown
+from ._result import saved
 
 
 class SaveCLIP(io.ComfyNode):
@@ -40,9 +40,8 @@ class SaveCLIP(io.ComfyNode):
     def execute(cls, clip: Any, filename_prefix: str) -> io.NodeOutput:
         metadata = saving.workflow_metadata(cls.hidden.prompt, cls.hidden.extra_pnginfo)
         metadata.update(saving.recipe_metadata(clip.patcher))
-        lines = []
+        written = {}
         for name, tensors in saving.clip_tensors(clip).items():
             path = next_output_path(f"{filename_prefix}_{name}")
-            size = saving.write(path, tensors, metadata)
-            lines.append(f"{path.name}: {size / 1e6:,.1f} MB")
-        return shown("\n".join(lines))
+            written[path.name] = saving.write(path, tensors, metadata)
+        return saved(written)

@@ -8,7 +8,7 @@ from comfy_api.latest import io
 
 from ..bridge import saving
 from ..bridge.paths import next_output_path
-from ._result import shown
+from ._result import saved
 
 
 class SaveModel(io.ComfyNode):
@@ -41,4 +41,4 @@ class SaveModel(io.ComfyNode):
         metadata = saving.workflow_metadata(cls.hidden.prompt, cls.hidden.extra_pnginfo)
         metadata.update(saving.recipe_metadata(model))
         size = saving.write(path, saving.model_tensors(model), metadata)
-        return shown(f"{path.name}: {size / 1e6:,.1f} MB")
+        return saved({path.name: size})

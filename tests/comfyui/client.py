@@ -7,7 +7,6 @@ import json
 import os
 import shutil
 import socket
-import struct
 import subprocess
 import sys
 import threading
@@ -23,9 +22,6 @@ import aiohttp
 
 from roundsmith import dev
 
-TEXT_MESSAGE = 3
-"""Type of the binary message that carries a node's progress text."""
-
 
 class PromptError(Exception):
     """A prompt ended with an error of a node, or was refused: the server's words."""
@@ -34,8 +30,7 @@ class PromptError(Exception):
 class Server:
     """Runs ``main.py`` on a free port while the context is open.
 
-    ``messages`` collects every websocket message: ``(type, data)``; progress texts as
-    ``("progress_text", (node, text))``.
+    ``messages`` collects every websocket message of text: ``(type, data)``.
     """
 
     def __init__(self, base: Path) -> None:
@@ -101,14 +96,6 @@ class Server:
                 if message.type is aiohttp.WSMsgType.TEXT:
                     data = json.loads(message.data)
                     self.messages.append((data["type"], data["data"]))
-                elif message.type is aiohttp.WSMsgType.BINARY:
-                    self._add_text(message.data)
-
-    def _add_text(self, message: bytes) -> None:
-        kind, length = struct.unpack(">II", message[:8])
-        if kind == TEXT_MESSAGE:
-            node, text = message[8 : 8 + length].decode(), message[8 + length :].decode()
-            self.messages.append(("progress_text", (node, text)))
 
     def text(self, path: str) -> str:
         """GET, text back."""

@@ -87,9 +87,11 @@ def test_calibrate_save_load_merge(server):
     assert calibration.settings["seeds"] == [7, 8] and not calibration.unreached
     assert calibration.record("img_in").count == 2 * 2 * 16
     assert re.search(r"\d+ layers, up to [\d,]+ tokens", outputs["5"]["text"][0])
-    texts = [data for kind, data in server.messages if kind == "progress_text"]
-    assert ("5", "Calibrating: run 2 of 2") in texts
-    assert [text for node, text in texts if node == "5"][-1] == outputs["5"]["text"][0]
+    told = [data for kind, data in server.messages if kind == "roundsmith.progress"]
+    ended = [m for m in told if m["node"] == "5"][-1]
+    assert (ended["run"], ended["runs"], ended["step"], ended["steps"]) == (2, 2, 2, 2)
+    (result,) = outputs["5"]["roundsmith"]
+    assert result["facts"]["layers"] == len(calibration.layers)
     bars = [d["nodes"]["5"] for k, d in server.messages
             if k == "progress_state" and "5" in d["nodes"]]  # fmt: skip
     assert max(bar["max"] for bar in bars) == 4, "one bar over both runs"
@@ -170,7 +172,7 @@ def test_cancel_leaves_nothing_and_the_next_run_is_whole(server):
     server.messages.clear()
     prompt_id = server.queue(calibration_graph("calibrations/cancelled", seeds=200))
     deadline = time.monotonic() + 120
-    while not any(kind == "progress_text" and "run 2" in d[1] for kind, d in server.messages):
+    while not any(k == "roundsmith.progress" and d.get("run") == 2 for k, d in server.messages):
         assert time.monotonic() < deadline, server.read_log()[-2000:]
         time.sleep(0.02)
     server.post("/interrupt", {})

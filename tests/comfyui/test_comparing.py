@@ -366,9 +366,11 @@ def test_over_the_server(server):
     server.messages.clear()
     shown_on_node = server.run(prompt)["7"]
     assert shown_on_node["images"] and "final latent" in shown_on_node["text"][0]
-    texts = [data[1] for kind, data in server.messages if kind == "progress_text"]
-    assert any("sampling the reference" in text for text in texts)
-    assert any("sampling the quantized" in text for text in texts)
+    told = [data for kind, data in server.messages if kind == "roundsmith.progress"]
+    stages = list(dict.fromkeys(m["stage"] for m in told if m["node"] == "7"))
+    assert stages == ["reference", "scoring", "compared"]
+    (result,) = shown_on_node["roundsmith"]
+    assert result["facts"]["snr"] > 10 and result["report"]
     assert [path.name[:4] for path in folder.iterdir()] == ["good"]
     prompt["7"]["inputs"]["min_snr"] = 150.0
     prompt["8"]["inputs"]["filename_prefix"] = "compared/bad"

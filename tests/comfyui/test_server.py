@@ -70,10 +70,14 @@ def test_every_workflow_has_a_picture_and_a_note():
 
 def test_progress_names_the_layer(server):
     server.messages.clear()
-    server.run(quantize_file("progress"))
-    texts = [data[1] for kind, data in server.messages if kind == "progress_text"]
-    assert any("img_attn" in text or "linear" in text for text in texts), texts
-    assert "MB" in texts[-1], "the summary stays on the node"
+    outputs = server.run(quantize_file("progress"))
+    told = [data for kind, data in server.messages if kind == "roundsmith.progress"]
+    assert {(m["node"], m["stage"]) for m in told} == {("1", "quantizing")}
+    assert any("img_attn" in m["layer"] or "linear" in m["layer"] for m in told), told
+    assert told[-1]["done"] == 1 and told[-1]["index"] == told[-1]["count"]
+    assert all(0 <= m["done"] <= 1 and m["elapsed"] >= 0 for m in told)
+    result = outputs["1"]["roundsmith"][0]
+    assert result["kind"] == "quantize" and result["facts"]["quantized"] == 32
     values = [d for kind, d in server.messages if kind == "progress_state"]
     assert values, "the node's bar moves"
 
@@ -84,7 +88,7 @@ def test_cancel_within_a_second_leaves_nothing(server):
     source = f"text_encoders/{TEXT_ENCODER_FILE}"
     prompt_id = server.queue(quantize_file("cancelled", source, scale_search="on"))
     deadline = time.monotonic() + 60
-    while not any(kind == "progress_text" for kind, _ in server.messages):
+    while not any(kind == "roundsmith.progress" for kind, _ in server.messages):
         assert time.monotonic() < deadline, server.read_log()[-2000:]
         time.sleep(0.02)
     began = time.monotonic()

@@ -111,6 +111,19 @@ def test_the_report_says_everything_twice(calibration, source: Path) -> None:
     assert {"output_snr", "executed_snr", "method", "seconds", "input_max"} <= set(layer)
 
 
+def test_progress_tells_the_gain_so_far(calibration, source: Path) -> None:
+    """Of the layers solved, so that a person sees early whether calibrating pays."""
+    told = []
+    made = source.with_name("made")
+    report = quantize_file(
+        source, made, recipe(), calibration=calibration, progress=told.append
+    )
+    assert told[0].gain is None, "nothing is solved yet"
+    assert told[-1].gain == pytest.approx(report.mean_gain)
+    steps = {t.gain for t in told}
+    assert len(steps) > 2, "it moves with each layer"
+
+
 def test_a_layer_that_never_ran_is_named(calibration, source: Path) -> None:
     report = quantize_file(source, source.with_name("made"), recipe(), calibration=calibration)
     layer = next(x for x in report.layers if x.name == "unused")

@@ -22,3 +22,18 @@ export function fill(element, ...children) {
   element.replaceChildren(...children.flat().filter((c) => c !== null && c !== undefined));
   return element;
 }
+
+/** Puts a text on the clipboard, also where the page is not trusted with it (plain http). */
+export async function copy(text, beside = document.body) {
+  try {
+    await navigator.clipboard.writeText(text);
+  } catch {
+    const area = h("textarea", { class: "roundsmith-unseen" });
+    area.value = text;
+    beside.after(area);
+    area.select();
+    document.execCommand("copy");
+    area.remove();
+    beside.focus?.();
+  }
+}

@@ -10,9 +10,12 @@ import { app } from "../../../scripts/app.js";
 
 const PREFIX = "Roundsmith";
 const PANEL = "roundsmith";
+const MARGIN = 8; // px around a panel on a node
 
 /** Where the pack's files lie, whatever its folder is called. */
 export const base = new URL("../", import.meta.url);
+
+const fitted = new WeakMap(); // the height that each node was last grown to
 
 function graphs(graph = app.rootGraph ?? app.graph) {
   const inside = [...(graph?.nodes ?? [])].flatMap((n) => (n.subgraph ? graphs(n.subgraph) : []));
@@ -41,9 +44,17 @@ export const frontend = {
       afterConfigureGraph: each("afterConfigureGraph"),
       getNodeMenuItems: joined("getNodeMenuItems"),
     });
-    const style = document.createElement("link");
-    Object.assign(style, { rel: "stylesheet", href: new URL("roundsmith.css", base).href });
-    document.head.append(style);
+    this.style("roundsmith.css");
+    this.style("app/results.css");
+  },
+
+  /** Adds a style sheet of the pack's; settles when it is there. */
+  style(path) {
+    const link = document.createElement("link");
+    Object.assign(link, { rel: "stylesheet", href: new URL(path, base).href });
+    const loaded = new Promise((resolve) => (link.onload = link.onerror = resolve));
+    document.head.append(link);
+    return loaded;
   },
 
   /** Whether a node is one of the pack's. */
@@ -93,8 +104,9 @@ export const frontend = {
     const widget = node.addDOMWidget(PANEL, PANEL, element, {
       serialize: false,
       hideOnZoom: false,
-      getMinHeight: height,
-      getMaxHeight: height,
+      margin: MARGIN,
+      getMinHeight: () => height() + 2 * MARGIN,
+      getMaxHeight: () => height() + 2 * MARGIN,
       getValue: () => "",
       setValue: () => {},
     });
@@ -102,10 +114,12 @@ export const frontend = {
     this.fit(node);
   },
 
-  /** Grows a node to what its widgets need. */
+  /** Grows a node to what its widgets need; it shrinks again where nobody made it larger. */
   fit(node) {
     const [width, height] = node.computeSize();
-    node.setSize([Math.max(node.size[0], width), Math.max(node.size[1], height)]);
+    const own = node.size[1] > (fitted.get(node) ?? 0) + 1 ? node.size[1] : 0;
+    fitted.set(node, height);
+    node.setSize([Math.max(node.size[0], width), Math.max(own, height)]);
     this.redraw(node);
   },
 
@@ -123,6 +137,15 @@ export const frontend = {
     node.onExecuted = function executed(output) {
       before?.call(this, output);
       callback(output);
+    };
+  },
+
+  /** Calls back when a node leaves its graph. */
+  onRemoved(node, callback) {
+    const before = node.onRemoved;
+    node.onRemoved = function removed() {
+      before?.call(this);
+      callback();
     };
   },
 

@@ -1,35 +1,128 @@
-/** Results on the node that made them: a few lines, kept in the workflow. */
+/** What a node does and made, on the node: progress while it runs, then a summary that is kept. */
 
 import { fill, h } from "./dom.mjs";
 import { frontend } from "./frontend.mjs";
+import { progress } from "./progress.mjs";
+import { summary } from "./summary.mjs";
 import { loadWords, t } from "./text.mjs";
-import { bytes, decibels } from "./format.mjs";
 
 const KEY = "roundsmith";
-const panels = new WeakMap();
+const TICK = 500; // ms between looks at the clock while a node runs
+const states = new Map(); // by node, while it has something to show
 
-function panel(node) {
-  if (!panels.has(node)) {
-    panels.set(node, h("div", { class: "roundsmith-panel" }));
+function state(node) {
+  if (!states.has(node)) {
+    const inner = h("div", { class: "roundsmith-inner" });
+    const panel = h("div", { class: "roundsmith-panel" }, inner);
+    new ResizeObserver(() => frontend.fit(node)).observe(inner);
+    states.set(node, { inner, panel });
+    // Space around the content belongs to the panel: 2 × (6 + 1) px.
+    frontend.addPanel(node, panel, () => (inner.offsetHeight || 50) + 14);
+    frontend.onRemoved(node, () => states.delete(node));
   }
-  const element = panels.get(node);
-  frontend.addPanel(node, element, () => element.scrollHeight || 64);
-  return element;
+  return states.get(node);
 }
 
-function show(node, result) {
-  const facts = result.facts ?? {};
+function draw(node) {
+  const { inner, running, error, cancelled } = state(node);
+  if (running) {
+    fill(inner, progress(running));
+    return;
+  }
+  const result = node.properties?.[KEY];
+  const shown = result && typeof result === "object" ? summary(result, () => open(node)) : null;
   fill(
-    panel(node),
-    h("div", {}, `${bytes(facts.bytes_before)} → ${bytes(facts.bytes_after)}`),
-    h("div", {}, t("layersQuantized", { count: facts.quantized })),
-    h("div", {}, decibels(facts.executed_snr)),
+    inner,
+    error ? h("div", { class: "roundsmith-error", role: "alert" }, error) : null,
+    cancelled ? h("div", { class: "roundsmith-cancelled" }, t("cancelled")) : null,
+    shown,
   );
-  frontend.fit(node);
+}
+
+async function open(node) {
+  try {
+    const { details } = await import("./details.mjs");
+    await details(node.title, node.properties[KEY]);
+  } catch (error) {
+    frontend.toast("warn", t("noDetails"), error.message);
+  }
+}
+
+/** Changes what nodes show, those for which `change` returns true. */
+function change(change) {
+  for (const [node, shown] of states) {
+    if (change(shown)) {
+      draw(node);
+    }
+  }
+}
+
+function stop(shown) {
+  const ran = Boolean(shown.running);
+  shown.running = null;
+  return ran;
+}
+
+function started() {
+  change((shown) => {
+    const had = Boolean(shown.error || shown.cancelled || shown.running);
+    shown.error = shown.cancelled = shown.running = null;
+    return had;
+  });
+}
+
+function moved(message) {
+  const node = frontend.nodeOf(message.node);
+  if (!frontend.ours(node)) {
+    return;
+  }
+  const shown = state(node);
+  const now = performance.now() / 1000;
+  const began = Math.min(shown.running?.began ?? Infinity, now - (message.elapsed ?? 0));
+  shown.running = { ...message, began, at: now };
+  shown.error = shown.cancelled = null;
+  draw(node);
+}
+
+function failed({ node_id: id, exception_message: message }) {
+  change(stop);
+  const node = frontend.nodeOf(id);
+  if (frontend.ours(node)) {
+    state(node).error = String(message ?? "").trim() || t("failed");
+    draw(node);
+  }
+}
+
+function interrupted({ node_id: id }) {
+  const node = frontend.nodeOf(id);
+  change((shown) => {
+    const ran = stop(shown);
+    shown.cancelled = ran;
+    return ran;
+  });
+  if (frontend.ours(node)) {
+    state(node).cancelled = true;
+    draw(node);
+  }
+}
+
+/** The details' code is fetched while nothing else is to do, so that they open at once. */
+function prepare(result) {
+  if (result.report) {
+    (window.requestIdleCallback ?? setTimeout)(() => import("./details.mjs"));
+  }
 }
 
 export const results = {
-  setup: loadWords,
+  async setup() {
+    await loadWords();
+    frontend.on("execution_start", started);
+    frontend.on("roundsmith.progress", moved);
+    frontend.on("execution_error", failed);
+    frontend.on("execution_interrupted", interrupted);
+    frontend.on("execution_success", () => change(stop));
+    setInterval(() => change(({ running }) => Boolean(running)), TICK);
+  },
 
   nodeCreated(node) {
     if (!frontend.ours(node)) {
@@ -37,17 +130,22 @@ export const results = {
     }
     frontend.onExecuted(node, (output) => {
       const result = output?.roundsmith?.[0];
-      if (result) {
-        node.properties[KEY] = result;
-        show(node, result);
-        frontend.changed();
+      if (!result) {
+        return;
       }
+      node.properties[KEY] = result;
+      Object.assign(state(node), { running: null, error: null, cancelled: null });
+      draw(node);
+      frontend.changed();
+      prepare(result);
     });
   },
 
   loadedGraphNode(node) {
-    if (frontend.ours(node) && node.properties?.[KEY]) {
-      show(node, node.properties[KEY]);
+    const result = frontend.ours(node) && node.properties?.[KEY];
+    if (result) {
+      draw(node);
+      prepare(result);
     }
   },
 };
