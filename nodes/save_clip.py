@@ -7,6 +7,7 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..bridge import saving
+from ..bridge.naming import model_prefix
 from ..bridge.paths import next_output_path
 from ._result import shown
 
@@ -40,9 +41,10 @@ class SaveCLIP(io.ComfyNode):
     def execute(cls, clip: Any, filename_prefix: str) -> io.NodeOutput:
         metadata = saving.workflow_metadata(cls.hidden.prompt, cls.hidden.extra_pnginfo)
         metadata.update(saving.recipe_metadata(clip.patcher))
+        prefix = model_prefix(filename_prefix, clip.patcher)
         lines = []
         for name, tensors in saving.clip_tensors(clip).items():
-            path = next_output_path(f"{filename_prefix}_{name}")
+            path = next_output_path(f"{prefix}_{name}")
             size = saving.write(path, tensors, metadata)
             lines.append(f"{path.name}: {size / 1e6:,.1f} MB")
         return shown("\n".join(lines))

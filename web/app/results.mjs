@@ -2,25 +2,15 @@
 
 import { fill, h } from "./dom.mjs";
 import { frontend } from "./frontend.mjs";
+import { section } from "./panel.mjs";
 import { loadWords, t } from "./text.mjs";
 import { bytes, decibels } from "./format.mjs";
 
 const KEY = "roundsmith";
-const panels = new WeakMap();
-
-function panel(node) {
-  if (!panels.has(node)) {
-    panels.set(node, h("div", { class: "roundsmith-panel" }));
-  }
-  const element = panels.get(node);
-  frontend.addPanel(node, element, () => element.scrollHeight || 64);
-  return element;
-}
-
 function show(node, result) {
   const facts = result.facts ?? {};
   fill(
-    panel(node),
+    section(node, "results"),
     h("div", {}, `${bytes(facts.bytes_before)} → ${bytes(facts.bytes_after)}`),
     h("div", {}, t("layersQuantized", { count: facts.quantized })),
     h("div", {}, decibels(facts.executed_snr)),

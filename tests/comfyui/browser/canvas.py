@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +109,20 @@ class Canvas:
             node,
         )
         self.page.wait_for_timeout(200)
+
+    def setting(self, name: str, value: Any) -> None:
+        """Change a setting."""
+        self.page.evaluate(
+            "([name, value]) => window.app.extensionManager.setting.set(name, value)", [name, value]
+        )
+        self.page.wait_for_timeout(300)
+
+    def shot(self, name: str) -> None:
+        """Leave a picture of the page where pictures are wanted."""
+        pictures = os.environ.get("PICTURES")
+        if pictures:
+            self.page.wait_for_timeout(300)
+            self.page.screenshot(path=str(Path(pictures) / f"{name}.png"))
 
     def run(self, timeout: float = 120) -> None:
         """Press Run and wait until the queue is empty."""
