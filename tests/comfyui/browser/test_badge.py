@@ -39,10 +39,10 @@ def test_a_loader_says_what_its_file_holds(canvas, quantized, base):
     canvas.page.wait_for_function(
         "() => /int8_tensorwise/.test(document.querySelector('.roundsmith-panel').innerText)"
     )
-    assert panel.inner_text().startswith("32 × int8_tensorwise + 9 × bf16 · ")
+    assert panel.inner_text().startswith("32 × int8_tensorwise + 8 × bf16 · ")
     assert panel.inner_text().endswith(" · stock loader ✓")
     canvas.set(stock, "unet_name", MODEL_FILE)
-    canvas.page.wait_for_function(f"id => ({BADGE})(id).some(x => /41 × bf16/.test(x))", arg=stock)
+    canvas.page.wait_for_function(f"id => ({BADGE})(id).some(x => /40 × bf16/.test(x))", arg=stock)
 
     canvas.set(stock, "unet_name", ours.name)
     canvas.page.wait_for_function(f"id => ({BADGE})(id).some(x => /⚠/.test(x))", arg=stock)
