@@ -58,8 +58,8 @@ class QuantizeFile(io.ComfyNode):
                 io.String.Input(
                     "filename",
                     default="",
-                    tooltip="Name of the new file, subfolders allowed. Empty: the source's name "
-                    "and the format.",
+                    tooltip="Name of the new file, subfolders allowed. {name}, {format}, "
+                    "{rounding} and {date} are filled in. Empty: {name}-{format}.",
                 ),
                 io.Boolean.Input(
                     "overwrite",

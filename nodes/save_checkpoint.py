@@ -34,7 +34,8 @@ class SaveCheckpoint(io.ComfyNode):
                 io.String.Input(
                     "filename_prefix",
                     default="checkpoints/roundsmith",
-                    tooltip="Name of the file inside the output folder; a number is added.",
+                    tooltip="Name of the file inside the output folder; a number is added. {name} "
+                    "(of the model's file), {format}, {rounding} and {date} are filled in.",
                 ),
             ],
             hidden=[io.Hidden.prompt, io.Hidden.extra_pnginfo],

@@ -31,7 +31,7 @@ class SaveCLIP(io.ComfyNode):
                     "filename_prefix",
                     default="text_encoders/roundsmith",
                     tooltip="Name of the files inside the output folder; the encoder's name and a "
-                    "number are added.",
+                    "number are added. {name}, {format}, {rounding} and {date} are filled in.",
                 ),
             ],
             hidden=[io.Hidden.prompt, io.Hidden.extra_pnginfo],

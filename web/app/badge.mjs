@@ -1,10 +1,13 @@
-/** What the file of a loader holds: on ours in the panel, on stock loaders as a badge above them. */
+/**
+ * What the file of a loader holds: on ours in the panel, on stock loaders as a badge above them; on
+ * Vue nodes, which have no room above, in a panel too.
+ */
 
 import { fill, h } from "./dom.mjs";
 import { bytes } from "./format.mjs";
 import { frontend } from "./frontend.mjs";
 import { loader, sources } from "./loaders.mjs";
-import { section } from "./panel.mjs";
+import { hasPanel, section } from "./panel.mjs";
 import { t } from "./text.mjs";
 
 const watched = new Set();
@@ -45,7 +48,8 @@ function say(node, file) {
 }
 
 function show(node, said) {
-  if (frontend.ours(node)) {
+  if (frontend.ours(node) || frontend.vueNodes() || hasPanel(node)) {
+    frontend.setBadge(node, null);
     const { text, warn, more } = said ?? { text: "–", warn: false, more: "" };
     const title = more ? `${text}\n${more}` : text;
     const line = h("div", { class: warn ? "roundsmith-warning" : undefined, title }, text);
@@ -74,12 +78,27 @@ async function update(node) {
   }
 }
 
+function updateAll() {
+  for (const reference of watched) {
+    const node = reference.deref();
+    if (!node) {
+      watched.delete(reference);
+    } else if (node.graph) {
+      update(node);
+    }
+  }
+}
+
 export const badge = {
+  setup() {
+    frontend.onVueNodes(updateAll);
+  },
+
   nodeCreated(node) {
     if (!loader(node)) {
       return;
     }
-    if (frontend.ours(node)) {
+    if (frontend.ours(node) || frontend.vueNodes()) {
       show(node, null); // its line is there from the start: the node's size will not change
     }
     watched.add(new WeakRef(node));
@@ -89,18 +108,12 @@ export const badge = {
 
   loadedGraphNode(node) {
     if (loader(node)) {
+      if (hasPanel(node)) {
+        frontend.fit(node); // a workflow from before has no room for the line
+      }
       update(node);
     }
   },
 
-  refreshComboInNodes() {
-    for (const reference of watched) {
-      const node = reference.deref();
-      if (!node) {
-        watched.delete(reference);
-      } else if (node.graph) {
-        update(node);
-      }
-    }
-  },
+  refreshComboInNodes: updateAll,
 };

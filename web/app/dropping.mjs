@@ -86,7 +86,7 @@ export async function dropOnCanvas(file, position) {
     }
     const { stock } = await frontend.ask("file", { source });
     const kind = LOADER_FOR[folderOf(source)][stock ? 0 : 1];
-    frontend.change(() => {
+    await frontend.change(() => {
       const node = frontend.insert(kind, { at: position });
       const [slot] = slots(node);
       frontend.setWidget(node, slot.widget, source.slice(slot.folder.length + 1));

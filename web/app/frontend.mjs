@@ -182,6 +182,13 @@ export const frontend = {
     watch();
   },
 
+  /** Whether nodes are drawn as elements (Nodes 2.0), not on the canvas. */
+  vueNodes: () => LiteGraph.vueNodesMode,
+
+  /** Calls back when that changes. */
+  onVueNodes: (callback) =>
+    app.ui.settings.addEventListener("Comfy.VueNodes.Enabled.change", () => setTimeout(callback)),
+
   /** A badge above a node: `{text, warn}`, or null for none. Nothing of it is saved. */
   setBadge(node, said) {
     const others = (node.badges ?? []).filter((badge) => !badge.roundsmith);
@@ -239,12 +246,14 @@ export const frontend = {
   /** Asks the server for the lists of files again, as R does. */
   refresh: () => app.reloadNodeDefs?.() ?? app.refreshComboInNodes(),
 
-  /** Changes the graph in one step of undo. */
-  change(work) {
+  /** Changes the graph in one step of undo, with the sizes that the browser gives new nodes. */
+  async change(work) {
     this.changed(); // what was before is a step of its own
     app.canvas.emitBeforeChange();
     try {
       work();
+      await new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)));
+      await new Promise((done) => setTimeout(done, 50));
     } finally {
       app.canvas.emitAfterChange();
     }

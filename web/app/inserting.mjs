@@ -19,7 +19,7 @@ function insert(kind, place) {
 
 function quantize(loader, type) {
   const [kind, input] = QUANTIZE[type];
-  frontend.change(() => {
+  return frontend.change(() => {
     const output = frontend.output(loader, type);
     const consumers = frontend.consumers(loader, output);
     const node = insert(kind, { beside: loader });
@@ -39,7 +39,7 @@ export const quantizeClip = (loader) => quantize(loader, "CLIP");
 
 /** An Inspect node for each file of a loader. */
 export function inspect(loader) {
-  frontend.change(() => {
+  return frontend.change(() => {
     const nodes = sources(loader).map((source) => {
       const node = insert("RoundsmithInspectFile", { beside: loader, below: true });
       frontend.setWidget(node, "source", source);
@@ -57,7 +57,7 @@ export function calibrate(loader) {
     frontend.toast("warn", t("noSamplerTitle"), t("noSampler"), 12000);
     return;
   }
-  frontend.change(() => {
+  return frontend.change(() => {
     const [left, top] = frontend.below(loader);
     const calibrator = insert("RoundsmithCalibrateSampler", { at: [left, top] });
     const quantizer = insert("RoundsmithQuantizeModel", { beside: calibrator });

@@ -4,8 +4,15 @@ import { h } from "./dom.mjs";
 import { frontend } from "./frontend.mjs";
 
 const SECTIONS = ["badge", "results"];
-const LINE = 30;
+const AROUND = 32; // the panel's padding, and the margin the frontend leaves around it
+const LINE = 20;
 const panels = new WeakMap();
+
+/** What the sections need; a line each where the browser has not laid them out yet. */
+function height(element) {
+  const heights = [...element.children].map((child) => child.offsetHeight || LINE);
+  return heights.reduce((sum, one) => sum + one, AROUND);
+}
 
 /** A section of a node's panel, made where it is not there yet. The caller fills it, then `fit`s. */
 export function section(node, name) {
@@ -20,7 +27,9 @@ export function section(node, name) {
     const next = [...element.children].find((child) => later.includes(child.dataset.section));
     element.insertBefore(found, next ?? null);
   }
-  const least = () => (element.children.length > 1 || name === "results" ? 64 : LINE);
-  frontend.addPanel(node, element, () => element.scrollHeight || least());
+  frontend.addPanel(node, element, () => height(element));
   return found;
 }
+
+/** Whether a node has a panel. */
+export const hasPanel = (node) => panels.has(node);

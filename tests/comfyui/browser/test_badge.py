@@ -28,12 +28,13 @@ def test_a_loader_says_what_its_file_holds(canvas, quantized, base):
     """Ours in its panel, stock ones in a badge; it follows the combo, and names are text."""
     ours = quantized("asym_w4a8_int8")
     name = f"{HOSTILE}.safetensors"
-    write(base / "models" / "diffusion_models" / name, {f"{HOSTILE}.weight": ("BF16", [4, 4], 32)})
+    listed = base / "models" / "diffusion_models" / name
+    write(listed, {f"{HOSTILE}.weight": ("BF16", [4, 4], 32)})
     canvas.reload()
     canvas.page.evaluate("() => window.app.rootGraph.clear()")
     panel = canvas.page.locator(".roundsmith-panel")
-    loader = canvas.add("RoundsmithLoadDiffusionModel", 100, 100)
-    stock = canvas.add("UNETLoader", 100, 400)
+    loader = canvas.add("RoundsmithLoadDiffusionModel", 400, 200)
+    stock = canvas.add("UNETLoader", 400, 500)
 
     canvas.set(loader, "unet_name", QUANTIZED_FILE)
     canvas.page.wait_for_function(
@@ -55,6 +56,7 @@ def test_a_loader_says_what_its_file_holds(canvas, quantized, base):
         "() => /1 × bf16/.test(document.querySelector('.roundsmith-panel').innerText)"
     )
     assert canvas.page.evaluate("() => window.hacked") is None
+    listed.unlink()
     canvas.setting("Comfy.VueNodes.Enabled", True)
     canvas.page.get_by_text("⚠ use Load Quantized Diffusion Model").wait_for(timeout=5000)
     canvas.shot("badge-vue")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from roundsmith.tests.models import MODEL_FILE, QUANTIZED_FILE, TEXT_ENCODER_FILE
@@ -77,16 +79,17 @@ def test_a_file_that_falls_on_a_node_is_selected(canvas, base, encoder, vue, tmp
     hand.drop(encoder, *canvas.title(stock))  # a text encoder on a loader of diffusion models
     page.get_by_text("This node reads another folder").wait_for(timeout=5000)
     assert canvas.value(stock, "unet_name") == MODEL_FILE
-    hand.drop(models / "diffusion_models" / MODEL_FILE, *canvas.title(stock), name="not-there.safetensors")
+    model = models / "diffusion_models" / MODEL_FILE
+    hand.drop(model, *canvas.title(stock), name="not-there.safetensors")
     message = page.get_by_text("not-there.safetensors")
     message.wait_for(timeout=5000)
     assert "a diffusion model" in message.inner_text()
     assert "models/diffusion_models" in message.inner_text()
     canvas.shot(f"drop-{'vue' if vue else 'classic'}")
-    name = f"{HOSTILE}.safetensors"
+    name = f"drop {HOSTILE}.safetensors"
     hostile = write(tmp_path / "x.safetensors", {f"{HOSTILE}.weight": ("BF16", [4, 4], 32)})
     hand.drop(hostile, *canvas.title(stock), name=name)
-    page.get_by_text(HOSTILE).wait_for(timeout=5000)
+    page.get_by_text(f"{name} (of an unknown kind)").wait_for(timeout=5000)
     assert page.evaluate("() => window.hacked") is None
 
 
@@ -106,7 +109,8 @@ def test_beside_nodes_a_model_becomes_a_loader_and_a_workflow_opens(canvas, base
     wait_for(canvas, canvas.node("RoundsmithLoadDiffusionModel"), "unet_name", ours.name)
     hand.drop(ours, 900, 700, name="elsewhere.safetensors")
     page.get_by_text("elsewhere.safetensors").wait_for(timeout=5000)
-    graph = '{"version": 0.4, "nodes": [{"id": 7, "type": "UNETLoader", "pos": [0, 0]}], "links": []}'
+    node = {"id": 7, "type": "UNETLoader", "pos": [0, 0]}
+    graph = json.dumps({"version": 0.4, "nodes": [node], "links": []})
     saved = write(base / "saved.safetensors", {"a.weight": ("BF16", [4, 4], 32)}, workflow=graph)
     hand.drop(saved, 900, 700)
     page.wait_for_function("() => window.app.rootGraph.getNodeById(7)?.type === 'UNETLoader'")

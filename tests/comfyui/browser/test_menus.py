@@ -67,8 +67,8 @@ def test_the_menu_of_a_loader(canvas, vue):
             stock.pos = [...ours.pos];
             window.app.rootGraph.add(stock);
             for (const id of [...ours.outputs[0].links]) {
-                const link = window.app.rootGraph.getLink(id);
-                stock.connect(0, window.app.rootGraph.getNodeById(link.target_id), link.target_slot);
+                const { target_id, target_slot } = window.app.rootGraph.getLink(id);
+                stock.connect(0, window.app.rootGraph.getNodeById(target_id), target_slot);
             }
             window.app.rootGraph.remove(ours);
             window.app.extensionManager.workflow.activeWorkflow.changeTracker.captureCanvasState();

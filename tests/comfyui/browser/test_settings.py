@@ -41,7 +41,6 @@ def test_settings_are_for_new_nodes_only(canvas):
     page.keyboard.press("Control+,")
     page.get_by_text("Roundsmith", exact=True).first.click()
     page.get_by_text("Format of new Quantize nodes").wait_for(timeout=5000)
-    assert page.get_by_text("{name}-{format}. Known:").count() == 0 or True
     canvas.shot("settings")
 
 
@@ -54,7 +53,7 @@ def test_a_long_run_is_asked_about_once(canvas):
     before = len(canvas.server.get("/history"))
     page.get_by_test_id("queue-button").click()
     page.get_by_text("This will take a while").wait_for(timeout=10000)
-    assert page.get_by_text("Quantize Model: ").count() == 1
+    assert page.get_by_role("listitem").filter(has_text="Quantize Model: ").count() == 1
     canvas.shot("long-run")
     page.get_by_role("button", name="Cancel").click()
     page.wait_for_timeout(1000)
