@@ -9,6 +9,7 @@ from typing import Any
 from ..converters.calibration import Calibration
 from .passes import MAX_TOKENS, run_recorded
 from .sampling import Callback, Latent, ksample
+from .timing import measured
 
 
 def calibrate_sampler(
@@ -60,12 +61,14 @@ def calibrate_sampler(
             *(positive, negative, latent, denoise, callback),
         )
 
-    return run_recorded(
-        model,
-        [partial(sample, seed) for seed in seeds],
-        steps,
-        settings,
-        layers=layers,
-        max_tokens=max_tokens,
-        memory_mb=memory_mb,
-    )
+    guided = 2 if cfg > 1 else 1
+    with measured("sampling", model.model_size() * len(seeds) * guided * steps):
+        return run_recorded(
+            model,
+            [partial(sample, seed) for seed in seeds],
+            steps,
+            settings,
+            layers=layers,
+            max_tokens=max_tokens,
+            memory_mb=memory_mb,
+        )

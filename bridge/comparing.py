@@ -20,6 +20,7 @@ from .layer_scores import common_layers, layer_outputs, score_layers
 from .pictures import pictures_of
 from .progress import Messages
 from .sampling import Latent, ksample
+from .timing import measured
 
 TOKENS = 128
 """Inputs of each layer it is scored on."""
@@ -85,7 +86,8 @@ def compare_models(
 
     capture = model_capture(reference, names, max_tokens=TOKENS, memory=MEMORY)
     recorded = wrap_model(reference, steps_run.sometimes(capture.hooks))
-    first = _guarded("reference", run, recorded)
+    with measured("sampling", reference.model_size() * steps * (2 if cfg > 1 else 1)):
+        first = _guarded("reference", run, recorded)
     calibration = capture.finish()
     expected = dict(steps_run.counted(layer_outputs(recorded, calibration), calibration))
     steps_run.again()
@@ -178,9 +180,7 @@ class _Steps:
         after = [*self._noisy[1:], final]
         return tuple(
             StepScore(number, noisy, denoised)
-            for number, (noisy, denoised) in enumerate(
-                zip(after, self._denoised, strict=True), 1
-            )
+            for number, (noisy, denoised) in enumerate(zip(after, self._denoised, strict=True), 1)
         )
 
     def notes(self) -> list[str]:

@@ -11,7 +11,8 @@ import comfy.model_management as mm
 
 from ..converters.patching import Destination
 from ..errors import Cancelled, CheckpointError
-from .paths import SUFFIX, home_folder, resolve_destination, resolve_source
+from .naming import new_name
+from .paths import home_folder, resolve_destination, resolve_source
 from .progress import NodeProgress, cancelled
 
 WRITE = ("new file", "in place", "nothing")
@@ -34,10 +35,10 @@ def run_file_tool(
         tool: takes the source and the destination first.
         source: a choice of :func:`~.paths.list_sources`.
         args: what the tool takes after these two.
-        label: added to the source's name where ``filename`` is empty.
+        label: added to the source's name where ``filename`` is empty; a pattern's ``{format}``.
         write: one of :data:`WRITE`.
         folder: a folder of :data:`~.paths.FOLDERS`, or ``"same as source"``.
-        filename: the new file's name in it.
+        filename: the new file's name in it, or a pattern (:mod:`.naming`).
         overwrite: replace an existing file.
 
     Returns:
@@ -68,10 +69,8 @@ def version_of(source: str) -> str:
 
 
 def _target(path: Path, source: str, folder: str, name: str, label: str) -> Path:
-    home, _, relative = source.partition("/")
-    if not name.strip():
-        stem = Path(relative.replace("\\", "/")).with_suffix("")
-        name = f"{stem.as_posix()}-{label}{SUFFIX}"
+    home = source.partition("/")[0]
+    name = new_name(name, source, label, "unchanged")
     base = home_folder(path, home) if folder == "same as source" else None
     return resolve_destination(home if base else folder, name, base)
 

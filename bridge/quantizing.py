@@ -31,6 +31,7 @@ from ..errors import Cancelled, RoundsmithError
 from ..layouts import get_format
 from .cloning import clone_structure, copy_model, fill_parameters
 from .memory import make_room
+from .naming import name_of
 from .networks import DIFFUSION, encoder_prefixes
 from .operations import custom_operations
 from .progress import NodeProgress, cancelled
@@ -38,6 +39,7 @@ from .self_calibration import self_calibrate_clip, self_calibrate_model
 from .sources import PatchedWeights
 from .statistics import ModelStatistics, finished, statistics_for
 from .stored import original_tensor
+from .timing import measured_rounding
 
 
 @dataclass
@@ -67,12 +69,13 @@ def quantize_model(
     Returns:
         The new ModelPatcher and the report.
     """
-    statistics = statistics_for(
-        patcher, recipe, calibration, lambda: self_calibrate_model(patcher, clip)
-    )
-    dtype = patcher.model.get_dtype_inference()
-    operations = custom_operations(dtype, patcher.load_device)
-    new, parts = _quantize(patcher, [DIFFUSION], recipe, operations, dtype, statistics)
+    with measured_rounding(recipe, calibration, patcher):
+        statistics = statistics_for(
+            patcher, recipe, calibration, lambda: self_calibrate_model(patcher, clip)
+        )
+        dtype = patcher.model.get_dtype_inference()
+        operations = custom_operations(dtype, patcher.load_device)
+        new, parts = _quantize(patcher, [DIFFUSION], recipe, operations, dtype, statistics)
     new.model.manual_cast_dtype = dtype
     return new, parts[0].report
 
@@ -97,10 +100,11 @@ def quantize_clip(
     device = clip.patcher.load_device
     dtype = mm.text_encoder_dtype(device)
     operations = custom_operations(dtype, device, full_precision=True, dtype_per_layer=True)
-    statistics = statistics_for(
-        clip.patcher, recipe, calibration, lambda: self_calibrate_clip(clip)
-    )
-    patcher, parts = _quantize(clip.patcher, encoders, recipe, operations, None, statistics)
+    with measured_rounding(recipe, calibration, clip.patcher):
+        statistics = statistics_for(
+            clip.patcher, recipe, calibration, lambda: self_calibrate_clip(clip)
+        )
+        patcher, parts = _quantize(clip.patcher, encoders, recipe, operations, None, statistics)
     new = clip.clone()
     new.patcher = patcher
     new.cond_stage_model = patcher.model
@@ -136,6 +140,7 @@ def _quantize(
         baked = {key for source in sources.values() for key in source.baked}
         new, notes = _new_patcher(patcher, clone, baked)
     new.model.roundsmith_recipe = recipe.to_json()
+    new.model.roundsmith_name = name_of(patcher)
     for note in notes:
         logging.warning("Roundsmith: %s", note)
     finished(patcher)

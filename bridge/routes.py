@@ -13,7 +13,7 @@ from typing import Any
 from aiohttp import web
 
 from ..errors import RoundsmithError
-from . import results
+from . import estimating, model_files, results
 
 Answer = Callable[[Mapping[str, str], Mapping[str, Any]], Any]
 """``(parts of the path, JSON of the request)`` → plain data, or JSON text."""
@@ -24,7 +24,42 @@ def report(parts: Mapping[str, str], _: Mapping[str, Any]) -> str:
     return results.kept(parts["name"])
 
 
-ROUTES: tuple[tuple[str, str, Answer], ...] = (("GET", "/roundsmith/reports/{name}", report),)
+def file(_: Mapping[str, str], body: Mapping[str, Any]) -> Any:
+    """What one of ComfyUI's model files holds, and who reads it."""
+    return model_files.facts(_text(body, "source"))
+
+
+def match(_: Mapping[str, str], body: Mapping[str, Any]) -> Any:
+    """Where a dropped file is among ComfyUI's, or belongs."""
+    size, tensors = body.get("size"), body.get("tensors", [])
+    if not isinstance(size, int) or not isinstance(tensors, list):
+        raise RoundsmithError("size: a number is wanted; tensors: a list of names")
+    if not all(isinstance(name, str) for name in tensors):
+        raise RoundsmithError("tensors: a list of names is wanted")
+    return model_files.match(_text(body, "name"), size, tensors)
+
+
+def estimate(_: Mapping[str, str], body: Mapping[str, Any]) -> Any:
+    """How long a prompt's slow nodes should take."""
+    prompt, outputs = body.get("prompt"), body.get("outputs", [])
+    if not isinstance(prompt, dict) or not isinstance(outputs, list):
+        raise RoundsmithError("prompt: an object of nodes is wanted; outputs: a list of their ids")
+    return estimating.estimate(prompt, [str(name) for name in outputs])
+
+
+def _text(body: Mapping[str, Any], name: str) -> str:
+    value = body.get(name)
+    if not isinstance(value, str):
+        raise RoundsmithError(f"{name}: a text is wanted")
+    return value
+
+
+ROUTES: tuple[tuple[str, str, Answer], ...] = (
+    ("GET", "/roundsmith/reports/{name}", report),
+    ("POST", "/roundsmith/file", file),
+    ("POST", "/roundsmith/match", match),
+    ("POST", "/roundsmith/estimate", estimate),
+)
 
 
 def add_routes(routes: web.RouteTableDef) -> None:

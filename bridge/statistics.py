@@ -60,4 +60,3 @@ def statistics_for(
 def finished(patcher: Any) -> None:
     """Forget a model's own calibration: what it was made for is done."""
     _unfinished.pop(patcher.model, None)
-

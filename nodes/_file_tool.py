@@ -42,8 +42,8 @@ def destination_inputs(suffix: str) -> list[io.Input]:
             "filename",
             default="",
             advanced=True,
-            tooltip="Name of a new file, subfolders allowed. Empty: the source's name and "
-            f"'{suffix}'.",
+            tooltip="Name of a new file, subfolders allowed. {name} (the source's), {format} "
+            f"(here '{suffix}') and {{date}} are filled in. Empty: {{name}}-{{format}}.",
         ),
         io.Boolean.Input(
             "overwrite",

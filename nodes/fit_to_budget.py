@@ -36,7 +36,15 @@ class FitToBudget(io.ComfyNode):
             description="Chooses a format for each layer, so that the file is no larger than you "
             "say and as close to the original as that allows: layers that suffer most get more "
             "bits. Connect the recipe to a Quantize node.",
-            search_aliases=["target size", "mixed precision", "fit vram", "bits per weight"],
+            search_aliases=[
+                "target size",
+                "mixed precision",
+                "fit vram",
+                "bits per weight",
+                "file size",
+                "fit to gpu",
+                "reduce vram",
+            ],
             inputs=[
                 source_input(),
                 io.DynamicCombo.Input(

@@ -30,7 +30,15 @@ class InspectFile(io.ComfyNode):
             description="Shows how each layer of a file is stored, what is suspicious about its "
             "scales and codes, which loaders read it and why others do not, and how it was made. "
             "Scales are read whole, of codes a sample.",
-            search_aliases=["file info", "show formats", "safetensors metadata", "diagnose"],
+            search_aliases=[
+                "file info",
+                "show formats",
+                "safetensors metadata",
+                "diagnose",
+                "model info",
+                "which format",
+                "what is in this file",
+            ],
             is_output_node=True,
             inputs=[
                 source_input(),

@@ -19,7 +19,15 @@ class LoadDiffusionModel(io.ComfyNode):
             category="Roundsmith/load",
             description="Loads a diffusion model in any quantized format Roundsmith knows, in any "
             "mix of them, or not quantized at all. The format is recognised.",
-            search_aliases=["unet loader", "load fp8", "load int8", "load nvfp4", "load quantized"],
+            search_aliases=[
+                "unet loader",
+                "load fp8",
+                "load int8",
+                "load nvfp4",
+                "load quantized",
+                "load mxfp8",
+                "open model",
+            ],
             inputs=[
                 io.Combo.Input(
                     "unet_name",

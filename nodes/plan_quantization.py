@@ -28,7 +28,14 @@ class PlanQuantization(io.ComfyNode):
             category="Roundsmith/plan",
             description="Shows what quantizing a file would make of each layer and why, and the "
             "size of the result to the byte. No weight is read and nothing is written.",
-            search_aliases=["dry run", "how big", "preview quantization", "layer names"],
+            search_aliases=[
+                "dry run",
+                "how big",
+                "preview quantization",
+                "layer names",
+                "model size",
+                "estimate size",
+            ],
             is_output_node=True,
             inputs=[
                 io.Combo.Input(

@@ -25,7 +25,14 @@ class QuantizeCLIP(io.ComfyNode):
             category="Roundsmith/quantize",
             description="Quantizes loaded text encoders; the result encodes at once. LoRAs loaded "
             "before this node are baked in. Save it with Save Quantized CLIP.",
-            search_aliases=["quantize text encoder", "quantize t5", "compress clip"],
+            search_aliases=[
+                "quantize text encoder",
+                "quantize t5",
+                "compress clip",
+                "shrink text encoder",
+                "reduce vram",
+                "smaller text encoder",
+            ],
             inputs=[
                 io.Clip.Input("clip", tooltip="The text encoders to quantize, with their LoRAs."),
                 format_input(),

@@ -26,7 +26,20 @@ class QuantizeFile(io.ComfyNode):
             category="Roundsmith/quantize",
             description="Quantizes a file into a new one without loading the model: the memory "
             "used is a few tensors. For diffusion models, text encoders and whole checkpoints.",
-            search_aliases=["convert", "quantize checkpoint", "convert to int8", "convert to fp8"],
+            search_aliases=[
+                "convert",
+                "quantize checkpoint",
+                "convert to int8",
+                "convert to fp8",
+                "convert to nvfp4",
+                "convert fp8 scaled",
+                "fp8 scaled",
+                "gguf alternative",
+                "shrink model",
+                "smaller model",
+                "compress checkpoint",
+                "smaller file",
+            ],
             is_output_node=True,
             not_idempotent=True,
             inputs=[
@@ -46,8 +59,8 @@ class QuantizeFile(io.ComfyNode):
                 io.String.Input(
                     "filename",
                     default="",
-                    tooltip="Name of the new file, subfolders allowed. Empty: the source's name "
-                    "and the format.",
+                    tooltip="Name of the new file, subfolders allowed. {name}, {format}, "
+                    "{rounding} and {date} are filled in. Empty: {name}-{format}.",
                 ),
                 io.Boolean.Input(
                     "overwrite",

@@ -7,6 +7,7 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..bridge import saving
+from ..bridge.naming import model_prefix
 from ..bridge.paths import next_output_path
 from ._result import saved
 
@@ -33,7 +34,8 @@ class SaveCheckpoint(io.ComfyNode):
                 io.String.Input(
                     "filename_prefix",
                     default="checkpoints/roundsmith",
-                    tooltip="Name of the file inside the output folder; a number is added.",
+                    tooltip="Name of the file inside the output folder; a number is added. {name} "
+                    "(of the model's file), {format}, {rounding} and {date} are filled in.",
                 ),
             ],
             hidden=[io.Hidden.prompt, io.Hidden.extra_pnginfo],
@@ -43,7 +45,7 @@ class SaveCheckpoint(io.ComfyNode):
     def execute(
         cls, model: Any, filename_prefix: str, clip: Any = None, vae: Any = None
     ) -> io.NodeOutput:
-        path = next_output_path(filename_prefix)
+        path = next_output_path(model_prefix(filename_prefix, model))
         metadata = saving.workflow_metadata(cls.hidden.prompt, cls.hidden.extra_pnginfo)
         metadata.update(saving.recipe_metadata(model))
         size = saving.write(path, saving.checkpoint_tensors(model, clip, vae), metadata)

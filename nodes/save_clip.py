@@ -7,6 +7,7 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..bridge import saving
+from ..bridge.naming import model_prefix
 from ..bridge.paths import next_output_path
 from ._result import saved
 
@@ -30,7 +31,7 @@ class SaveCLIP(io.ComfyNode):
                     "filename_prefix",
                     default="text_encoders/roundsmith",
                     tooltip="Name of the files inside the output folder; the encoder's name and a "
-                    "number are added.",
+                    "number are added. {name}, {format}, {rounding} and {date} are filled in.",
                 ),
             ],
             hidden=[io.Hidden.prompt, io.Hidden.extra_pnginfo],
@@ -40,8 +41,9 @@ class SaveCLIP(io.ComfyNode):
     def execute(cls, clip: Any, filename_prefix: str) -> io.NodeOutput:
         metadata = saving.workflow_metadata(cls.hidden.prompt, cls.hidden.extra_pnginfo)
         metadata.update(saving.recipe_metadata(clip.patcher))
+        prefix = model_prefix(filename_prefix, clip.patcher)
         written = {}
         for name, tensors in saving.clip_tensors(clip).items():
-            path = next_output_path(f"{filename_prefix}_{name}")
+            path = next_output_path(f"{prefix}_{name}")
             written[path.name] = saving.write(path, tensors, metadata)
         return saved(written)

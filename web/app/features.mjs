@@ -1,5 +1,10 @@
 /** What the pack adds to the browser, one feature a file. */
 
+import { badge } from "./badge.mjs";
+import { defaults } from "./defaults.mjs";
+import { drop } from "./drop.mjs";
+import { longRuns } from "./long_runs.mjs";
+import { menus } from "./menus.mjs";
 import { results } from "./results.mjs";
 
-export const features = [results];
+export const features = [defaults, badge, results, drop, menus, longRuns];

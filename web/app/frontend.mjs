@@ -15,7 +15,17 @@ const MARGIN = 8; // px around a panel on a node
 /** Where the pack's files lie, whatever its folder is called. */
 export const base = new URL("../", import.meta.url);
 
+const { LiteGraph, LGraphBadge } = window;
+const GAP = 40;
+let loading = 0;
 const fitted = new WeakMap(); // the height that each node was last grown to
+
+/** Whether two nodes, titles included, do not touch. */
+function apart(a, b) {
+  const [ax, ay, aw, ah] = [a.pos[0], a.pos[1] - 30, a.size[0], a.size[1] + 30];
+  const [bx, by, bw, bh] = [b.pos[0], b.pos[1] - 30, b.size[0], b.size[1] + 30];
+  return ax >= bx + bw || bx >= ax + aw || ay >= by + bh || by >= ay + ah;
+}
 
 function graphs(graph = app.rootGraph ?? app.graph) {
   const inside = [...(graph?.nodes ?? [])].flatMap((n) => (n.subgraph ? graphs(n.subgraph) : []));
@@ -25,14 +35,10 @@ function graphs(graph = app.rootGraph ?? app.graph) {
 export const frontend = {
   /**
    * Registers one extension made of several features, each an object with any of ComfyUI's hooks.
-   * `nodeCreated`, `loadedGraphNode`, `setup` run for each feature; menus are joined.
+   * `nodeCreated`, `loadedGraphNode`, `setup` run for each feature at once; menus are joined.
    */
   register(features) {
-    const each = (hook) => async (...args) => {
-      for (const feature of features) {
-        await feature[hook]?.(...args);
-      }
-    };
+    const each = (hook) => (...args) => Promise.all(features.map((f) => f[hook]?.(...args)));
     const joined = (hook) => (...args) => features.flatMap((f) => f[hook]?.(...args) ?? []);
     app.registerExtension({
       name: PREFIX,
@@ -43,7 +49,17 @@ export const frontend = {
       loadedGraphNode: each("loadedGraphNode"),
       afterConfigureGraph: each("afterConfigureGraph"),
       getNodeMenuItems: joined("getNodeMenuItems"),
+      refreshComboInNodes: each("refreshComboInNodes"),
     });
+    const load = app.loadApiJson;
+    app.loadApiJson = function loaded(...args) {
+      loading += 1; // its nodes get their values without being configured
+      try {
+        return load.apply(this, args);
+      } finally {
+        loading -= 1;
+      }
+    };
     this.style("roundsmith.css");
     this.style("app/results.css");
   },
@@ -131,6 +147,201 @@ export const frontend = {
 
   redraw: (node) => node.setDirtyCanvas?.(true, true),
 
+  /** The title of a class of nodes, as the menus have it. */
+  titleOf: (kind) => LiteGraph.registered_node_types[kind]?.title ?? kind,
+
+  /** What a combo of a class of nodes offers. */
+  choices(kind, input) {
+    const inputs = LiteGraph.registered_node_types[kind]?.nodeData?.input ?? {};
+    const [type, options] = inputs.required?.[input] ?? inputs.optional?.[input] ?? [];
+    return Array.isArray(type) ? type : (options?.options ?? []).map((o) => o.key ?? o);
+  },
+
+  /**
+   * Calls back for a node that a person made, once it is there: not for one that is loaded, pasted
+   * or brought back by undo, whose values are its own.
+   */
+  whenNew(node, callback) {
+    let loaded = app.configuringGraph || loading > 0;
+    const before = node.onConfigure;
+    node.onConfigure = function configured(...args) {
+      loaded = true;
+      return before?.apply(this, args);
+    };
+    queueMicrotask(() => {
+      if (!loaded && node.graph) {
+        callback(node);
+      }
+    });
+  },
+
+  /** Calls back when a widget of a node has a new value. */
+  onWidgets(node, callback) {
+    const seen = new WeakSet();
+    const watch = () => {
+      for (const widget of node.widgets ?? []) {
+        if (!seen.has(widget)) {
+          seen.add(widget);
+          const before = widget.callback;
+          widget.callback = function changed(...args) {
+            const result = before?.apply(this, args);
+            watch(); // a dynamic combo may have brought others
+            callback();
+            return result;
+          };
+        }
+      }
+    };
+    watch();
+  },
+
+  /** Whether nodes are drawn as elements (Nodes 2.0), not on the canvas. */
+  vueNodes: () => LiteGraph.vueNodesMode,
+
+  /** Calls back when that changes. */
+  onVueNodes: (callback) =>
+    app.ui.settings.addEventListener("Comfy.VueNodes.Enabled.change", () => setTimeout(callback)),
+
+  /** A badge above a node: `{text, warn}`, or null for none. Nothing of it is saved. */
+  setBadge(node, said) {
+    const others = (node.badges ?? []).filter((badge) => !badge.roundsmith);
+    const colors = said?.warn ? { fgColor: "#fff", bgColor: "#a5470b" } : { bgColor: "#2b3a44" };
+    const made = said && new LGraphBadge({ text: said.text, height: 18, ...colors });
+    const own = () => made;
+    own.roundsmith = true;
+    node.badges = made ? [...others, own] : others; // a new array: Vue sees it
+    this.redraw(node);
+  },
+
+  /**
+   * Takes files that fall on a node and that `accepts` knows by their names; others go on to
+   * whatever takes them otherwise. `callback(files, widget)`: the widget below the pointer, if any.
+   */
+  onDrop(node, accepts, callback) {
+    const { onDragOver, onDragDrop } = node;
+    node.onDragOver = function over(event) {
+      const items = [...(event.dataTransfer?.items ?? [])];
+      // only now and then has a browser a type for these, and names come with the drop
+      const some = items.some((i) => i.kind === "file" && !/^(image|audio|video|text)/.test(i.type));
+      return some || (onDragOver?.call(this, event) ?? false);
+    };
+    node.onDragDrop = async function dropped(event) {
+      const files = [...(event.dataTransfer?.files ?? [])].filter(accepts);
+      if (!files.length) {
+        return (await onDragDrop?.call(this, event)) ?? false;
+      }
+      await callback(files, node.getWidgetOnPos?.(event.canvasX, event.canvasY, true)?.name);
+      return true;
+    };
+  },
+
+  /** Is asked first about a dropped file that holds no workflow: true where it takes it. */
+  onUnknownFile(callback) {
+    const before = app.showErrorOnFileLoad;
+    app.showErrorOnFileLoad = function unknown(file) {
+      if (!callback(file, [...app.canvas.graph_mouse])) {
+        before?.call(this, file);
+      }
+    };
+  },
+
+  /** Is asked before a run with its prompt and the nodes it is for: false stops it. */
+  beforeRun(callback) {
+    const queue = app.queuePrompt;
+    app.queuePrompt = async function asked(number, count, nodes, ...rest) {
+      return (await callback(nodes ?? [])) ? queue.call(this, number, count, nodes, ...rest) : false;
+    };
+  },
+
+  /** The prompt that Run would queue: nodes by id. */
+  prompt: async () => (await app.graphToPrompt()).output,
+
+  /** Asks the server for the lists of files again, as R does. */
+  refresh: () => app.reloadNodeDefs?.() ?? app.refreshComboInNodes(),
+
+  /** Changes the graph in one step of undo, with the sizes that the browser gives new nodes. */
+  async change(work) {
+    this.changed(); // what was before is a step of its own
+    app.canvas.emitBeforeChange();
+    try {
+      work();
+      await new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)));
+      await new Promise((done) => setTimeout(done, 50));
+    } finally {
+      app.canvas.emitAfterChange();
+    }
+  },
+
+  /**
+   * A new node in the graph that is shown. `at`: there; `beside` a node: right of it; `below`: under
+   * it. Where others are, the next free place down.
+   */
+  insert(kind, { at, beside, below }) {
+    const node = LiteGraph.createNode(kind);
+    const graph = beside?.graph ?? app.canvas.graph;
+    node.pos = at ? [...at] : [beside.pos[0] + (below ? 0 : beside.size[0] + GAP), beside.pos[1]];
+    graph.add(node);
+    const free = () => graph.nodes.every((other) => other === node || apart(node, other));
+    while (!free()) {
+      node.pos[1] += GAP;
+    }
+    node.pos = [...node.pos];
+    return node;
+  },
+
+  /** Left of a node and below all of its graph. */
+  below(node) {
+    const bottoms = node.graph.nodes.map((other) => other.pos[1] + other.size[1]);
+    return [node.pos[0], Math.max(...bottoms) + 2 * GAP];
+  },
+
+  /** The index of a node's output of a type, or -1. */
+  output: (node, type) => (node.outputs ?? []).findIndex((output) => output.type === type),
+
+  /** How many outputs a node has. */
+  outputs: (node) => node.outputs?.length ?? 0,
+
+  /** What an output feeds: `{node, input, reroute}`; the node is missing where it leaves a subgraph. */
+  consumers(node, output) {
+    const links = [...(node.outputs?.[output]?.links ?? [])].map((id) => node.graph.getLink(id));
+    return links.filter(Boolean).map((link) => ({
+      node: node.graph.getNodeById(link.target_id),
+      input: link.target_slot,
+      reroute: link.parentId,
+    }));
+  },
+
+  /** What feeds an input: `{node, output}`, or undefined. */
+  source(node, name) {
+    const slot = node.findInputSlot(name);
+    const link = slot < 0 ? undefined : node.graph.getLink(node.inputs[slot].link);
+    const from = link && node.graph.getNodeById(link.origin_id);
+    return from ? { node: from, output: link.origin_slot } : undefined;
+  },
+
+  /** Connects an output to an input, which is an index or a name. */
+  connect(from, output, to, input) {
+    const slot = typeof input === "number" ? input : to.findInputSlot(input);
+    return slot < 0 ? null : from.connect(output, to, slot);
+  },
+
+  /** Connects what `source` found to an input. */
+  link(source, to, input) {
+    return source ? this.connect(source.node, source.output, to, input) : null;
+  },
+
+  /** Puts an output in the place of the one that feeds a consumer, along the same reroutes. */
+  reconnect(from, output, { node, input, reroute }) {
+    if (node) {
+      from.connect(output, node, input, reroute);
+    } else {
+      from.graph.outputs?.[input]?.connect(from.outputs[output], from, reroute); // of a subgraph
+    }
+  },
+
+  /** Selects nodes. */
+  select: (nodes) => app.canvas.selectItems(nodes),
+
   /** Calls back for a node's results, after whatever else does. */
   onExecuted(node, callback) {
     const before = node.onExecuted;
@@ -170,6 +381,9 @@ export const frontend = {
   /** All packs' translations by language, as the server has them. */
   translations: async () => (await api.fetchApi("/i18n")).json(),
 
+  /** Adds a setting to ComfyUI's dialog. */
+  addSetting: (setting) => app.ui.settings.addSetting(setting),
+
   /** A setting's value. */
   setting: (id) => app.extensionManager.setting.get(id),
 
@@ -177,6 +391,7 @@ export const frontend = {
   toast: (severity, summary, detail, life = 6000) =>
     app.extensionManager.toast.add({ severity, summary, detail, life }),
 
-  /** Asks yes or no. */
-  confirm: (title, message) => app.extensionManager.dialog.confirm({ title, message }),
+  /** Asks yes or no; `itemList`: lines below the message. */
+  confirm: (title, message, itemList = []) =>
+    app.extensionManager.dialog.confirm({ title, message, itemList }),
 };

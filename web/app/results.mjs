@@ -2,6 +2,7 @@
 
 import { fill, h } from "./dom.mjs";
 import { frontend } from "./frontend.mjs";
+import { section } from "./panel.mjs";
 import { progress } from "./progress.mjs";
 import { summary } from "./summary.mjs";
 import { loadWords, t } from "./text.mjs";
@@ -12,12 +13,7 @@ const states = new Map(); // by node, while it has something to show
 
 function state(node) {
   if (!states.has(node)) {
-    const inner = h("div", { class: "roundsmith-inner" });
-    const panel = h("div", { class: "roundsmith-panel" }, inner);
-    new ResizeObserver(() => frontend.fit(node)).observe(inner);
-    states.set(node, { inner, panel });
-    // Space around the content belongs to the panel: 2 × (6 + 1) px.
-    frontend.addPanel(node, panel, () => (inner.offsetHeight || 50) + 14);
+    states.set(node, { inner: section(node, "results") });
     frontend.onRemoved(node, () => states.delete(node));
   }
   return states.get(node);

@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 READY = "() => window.app?.extensionManager && window.app.rootGraph && window.app.canvas"
+
+SET = """async ([name, value]) => {
+    const settings = window.app.extensionManager.setting;
+    const before = settings.get(name);
+    await settings.set(name, value);
+    return before;
+}"""
 
 
 class Canvas:
@@ -18,6 +26,7 @@ class Canvas:
     def __init__(self, page: Any, server: Any) -> None:
         self.page = page
         self.server = server
+        self._settings: dict[str, Any] = {}
 
     def open(self) -> None:
         """Load the frontend with an empty graph."""
@@ -87,10 +96,9 @@ class Canvas:
         """Where a node's title is on the page."""
         x, y = self.page.evaluate(
             """id => {
-                const { canvas } = window.app, node = window.app.rootGraph.getNodeById(id);
+                const { canvas } = window.app, { pos } = window.app.rootGraph.getNodeById(id);
                 const box = canvas.canvas.getBoundingClientRect();
-                const at = [node.pos[0] + 40, node.pos[1] - 15];
-                const [x, y] = canvas.ds.convertOffsetToCanvas(at);
+                const [x, y] = canvas.ds.convertOffsetToCanvas([pos[0] + 40, pos[1] - 15]);
                 return [box.left + x, box.top + y];
             }""",
             node,
@@ -109,6 +117,24 @@ class Canvas:
             node,
         )
         self.page.wait_for_timeout(200)
+
+    def setting(self, name: str, value: Any) -> None:
+        """Change a setting; it is back as it was when the test ends."""
+        before = self.page.evaluate(SET, [name, value])
+        self._settings.setdefault(name, before)
+        self.page.wait_for_timeout(300)
+
+    def restore(self) -> None:
+        """Put changed settings back: the server keeps them."""
+        for name, value in self._settings.items():
+            self.page.evaluate(SET, [name, value])
+
+    def shot(self, name: str) -> None:
+        """Leave a picture of the page where pictures are wanted."""
+        pictures = os.environ.get("PICTURES")
+        if pictures:
+            self.page.wait_for_timeout(300)
+            self.page.screenshot(path=str(Path(pictures) / f"{name}.png"))
 
     def run(self, timeout: float = 120) -> None:
         """Press Run and wait until the queue is empty."""

@@ -18,6 +18,7 @@ ARGUMENTS = (
     *("--disable-background-networking", "--disable-component-update"),
 )
 
+
 def find_chromium() -> str | None:
     """A Chromium: the one named by CHROMIUM, or on the PATH."""
     named = os.environ.get("CHROMIUM")
@@ -53,6 +54,7 @@ def canvas(browser: Any, server: Any, request: Any) -> Iterator[Canvas]:
     pictures = os.environ.get("PICTURES")
     if pictures:
         page.screenshot(path=str(Path(pictures) / f"{request.node.name}.png"))
+    opened.restore()
     context.close()
     assert not errors, "\n".join(errors)
 
