@@ -18,7 +18,8 @@ from ..layouts import Candidate, Format, Spec, get_format
 from .matching import search_pattern
 from .model import ModelView
 from .options import AUTO, TIED
-from .presets import Decision, Policy, resolve
+from .policies import Decisions, decisions
+from .presets import Decision
 from .recipe import METADATA_KEY, Options, Recipe
 from .source import Description
 from .stored import empty_parts
@@ -121,10 +122,11 @@ def make_plan(
             ``"imported"``, or that it sees ``"few tokens"`` a call.
     """
     recipe, choice = choose_format(model, recipe)
-    policy = resolve(recipe.preset, model.names)
+    decided = decisions(model, recipe.preset)
+    policy = decided.policy
     facts = known or (lambda layer, what: False)
     tensors = tuple(
-        _plan_tensor(model, name, recipe, policy, keep or {}, facts) for name in model.names
+        _plan_tensor(model, name, recipe, decided, keep or {}, facts) for name in model.names
     )
     warnings = [*policy.warnings, *model.notes]
     quantized = sum(t.action == "quantize" for t in tensors)
@@ -169,14 +171,14 @@ def _plan_tensor(
     model: ModelView,
     name: str,
     recipe: Recipe,
-    policy: Policy,
+    decided: Decisions,
     keep: Mapping[str, str],
     known: Known,
 ) -> TensorPlan:
     shape = model.shape(name)
     layer = name.removesuffix(".weight")
     before = model.nbytes(name)
-    decision = policy.decide(layer, shape)
+    decision = decided.decide(layer, shape)
     if decision.action == "remove":
         return TensorPlan(name, "remove", shape, reason=decision.reason, bytes_before=before)
     if not name.endswith(".weight") or not model.is_weight(name):
