@@ -5,9 +5,11 @@ Only headers are read; what was read of the newest files is remembered until the
 
 from __future__ import annotations
 
+import gc
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -87,13 +89,26 @@ def plan(asked: Asked) -> str:
     positions in ``texts``; the file's size; the rules as text."""
     view = open_view(asked.source)
     names = _layers(view)
-    with patience(PATIENCE):
+    with patience(PATIENCE), _no_collection():
         made, text = _rules(asked, names, view)
         recipe = _with_format(view, asked.recipe)
         recipe = recipe.model_copy(update={"rules": (*made, *recipe.rules)})
         planned = make_plan(view, recipe)
-    by_name = {t.layer: t for t in planned.tensors}
-    return json.dumps(_answer(planned, [by_name[name] for name in names], asked.report, text))
+        by_name = {t.layer: t for t in planned.tensors}
+        return json.dumps(_answer(planned, [by_name[name] for name in names], asked.report, text))
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """No garbage collection inside: a plan makes tens of thousands of objects without a cycle, and
+    looking through all of ComfyUI's for one takes longer than the plan."""
+    was = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was:
+            gc.enable()
 
 
 def choices() -> dict[str, Options]:

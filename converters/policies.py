@@ -32,7 +32,10 @@ class Decisions:
 
 
 def decisions(model: ModelView, preset: str | tuple[str, ...] | None) -> Decisions:
-    """What ``preset`` says about ``model``'s layers. Raises RecipeError for an unknown preset."""
+    """What ``preset`` says about ``model``'s layers. Raises RecipeError for an unknown preset.
+
+    It is remembered as long as the model is, until the person's own presets change.
+    """
     file = user_presets_file()
     changed = file.stat().st_mtime_ns if file.is_file() else 0
     asked = preset, str(file), changed

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 
@@ -131,6 +132,7 @@ def suggest(goal: Goal, device: Device, size_of: Callable[[Format, Candidate], i
     return Suggestion(chosen, _reason(goal, chosen, why), tuple(found))
 
 
+@lru_cache(maxsize=1024)
 def expected_snr(spec: Spec, device: Device) -> float | None:
     """dB of the outputs to expect of a layer stored like this, as executed on ``device``; None
     where nothing is known of the format. Of several candidates the one most alike counts."""
