@@ -33,7 +33,8 @@ def _offsets(report: str) -> dict[str, float]:
     device = this_device()
     outputs: dict[str, float] = {}
     weights: dict[str, float] = {}
-    for layer in json.loads(results.kept(report)).get("layers", ()):
+    details = json.loads(results.kept(report))
+    for layer in details.get("rows") or details.get("layers") or ():
         spec = _spec(layer)
         expected = None if spec is None else expected_snr(spec, device)
         if expected is None:
@@ -51,10 +52,10 @@ def _offsets(report: str) -> dict[str, float]:
 
 def _spec(layer: Mapping[str, Any]) -> Spec | None:
     """What a row of a report was stored as."""
-    fmt = formats().get(layer.get("format") or "")
+    words = str(layer.get("stored_as") or "").split()
+    fmt = formats().get(words[0]) if words else None
     if fmt is None:
         return None
-    words = str(layer.get("stored_as")).split()
     rotation = words[words.index("convrot") + 1] if "convrot" in words[:-1] else None
     return Spec(
         fmt.id,

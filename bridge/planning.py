@@ -70,17 +70,22 @@ def sources(_: Mapping[str, str], __: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def layers(_: Mapping[str, str], body: Mapping[str, Any]) -> dict[str, Any]:
-    """A model's layers, in the order that plans have, and the formats there are, with how many of
-    the layers each fits."""
+    """A model's layers, in the order that plans have, the positions of those that the pattern
+    ``match`` finds, and the formats there are, with how many of the layers each fits."""
     view = open_view(body.get("source"))
     names = _layers(view)
+    pattern = str(body.get("match") or "")
+    with patience(PATIENCE):
+        rule = [Rule(match=pattern, skip=True)] if pattern else []
+        matched = [i for i, name in enumerate(names) if any(r.matches(name) for r in rule)]
     shapes = [view.shape(f"{name}.weight") for name in names]
     rows = []
     for name, shape in zip(names, shapes, strict=True):
         at = place(name)
         kind = at.kind if at.number else name
         rows.append([name, at.block, kind, shape, view.nbytes(f"{name}.weight")])
-    return {"layers": rows, "choices": [_described(key, shapes) for key in choices()]}
+    offered = [_described(key, shapes) for key in choices()]
+    return {"layers": rows, "matched": matched, "choices": offered}
 
 
 def plan(asked: Asked) -> str:

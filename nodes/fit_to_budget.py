@@ -10,7 +10,7 @@ from ..bridge.file_tools import version_of
 from ..bridge.paths import resolve_source
 from ..bridge.progress import NodeProgress, cancelled, show_text
 from ..converters import Recipe as Settings
-from ..converters.choosing import Target, curve, fit_budget_file
+from ..converters.choosing import Budget, Target, curve, fit_budget_file
 from ..converters.comparing.pictures import to_tensor
 from ._file_tool import source_input
 from ._format import FIRST
@@ -27,6 +27,7 @@ class FitToBudget(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         number = {"step": 0.001, "tooltip": "How much."}
+        exact = {**number, "round": 1e-6}  # kilobytes, so that a point of the curve is just that
         return io.Schema(
             node_id="RoundsmithFitToBudget",
             display_name="Fit to Budget",
@@ -42,7 +43,7 @@ class FitToBudget(io.ComfyNode):
                     options=[
                         io.DynamicCombo.Option(
                             "size, GB",
-                            [io.Float.Input("size", default=8.0, min=0.001, max=2000, **number)],
+                            [io.Float.Input("size", default=8.0, min=0.001, max=2000, **exact)],
                         ),
                         io.DynamicCombo.Option(
                             "bits a weight",
@@ -104,8 +105,19 @@ class FitToBudget(io.ComfyNode):
         summary = f"{found.size / 1e6:,.1f} MB, {found.snr:.1f} dB ({found.measured})"
         show_text(summary)
         image = to_tensor(curve.draw(found))[None]
-        shown = {**ui.PreviewImage(image, cls=cls).as_dict(), **ui.PreviewText(summary).as_dict()}
+        shown = {**Curve(found).as_dict(), **ui.PreviewText(summary).as_dict()}
         return io.NodeOutput(found.recipe, found.table(), image, ui=shown)
+
+
+class Curve:
+    """The curve, to click on."""
+
+    def __init__(self, found: Budget) -> None:
+        self.points = curve.points(found)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Under the key the browser looks for."""
+        return {"roundsmith_curve": (self.points,)}
 
 
 def _target(target: dict[str, Any], formats: str) -> Target:

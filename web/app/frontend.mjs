@@ -86,11 +86,11 @@ export const frontend = {
    * Puts an element below a node's widgets, once; nothing of it is saved or sent.
    * @param {() => number} height what it needs at least, in pixels
    */
-  addPanel(node, element, height) {
-    if (this.widget(node, PANEL)) {
+  addPanel(node, element, height, name = PANEL) {
+    if (this.widget(node, name)) {
       return;
     }
-    const widget = node.addDOMWidget(PANEL, PANEL, element, {
+    const widget = node.addDOMWidget(name, PANEL, element, {
       serialize: false,
       hideOnZoom: false,
       getMinHeight: height,
@@ -100,6 +100,47 @@ export const frontend = {
     });
     widget.serialize = false;
     this.fit(node);
+  },
+
+  /** A style sheet of the pack's; settles when it is there. */
+  style(path) {
+    const link = document.createElement("link");
+    Object.assign(link, { rel: "stylesheet", href: new URL(path, base).href });
+    const loaded = new Promise((resolve) => (link.onload = link.onerror = resolve));
+    document.head.append(link);
+    return loaded;
+  },
+
+  /** A button below a node's widgets; nothing of it is saved or sent. */
+  addButton(node, name, label, callback) {
+    const button = node.addWidget("button", name, null, callback, { serialize: false });
+    Object.assign(button, { serialize: false, label });
+  },
+
+  /** The values of a node's widgets by name, without what only shows something. */
+  values: (node) =>
+    Object.fromEntries(
+      (node.widgets ?? []).filter((w) => w.serialize !== false).map((w) => [w.name, w.value]),
+    ),
+
+  /** Shows a node's advanced widgets. */
+  showAdvanced(node) {
+    node.showAdvanced = true;
+    this.fit(node);
+  },
+
+  /** What feeds a node's inputs: nodes, those of inputs of some types only where given. */
+  feeding(node, types) {
+    const inputs = (node.inputs ?? []).filter((input) => !types || types.includes(input.type));
+    const links = inputs.map((input) => node.graph?.getLink(input.link)).filter(Boolean);
+    return links.map((link) => node.graph.getNodeById(link.origin_id)).filter(Boolean);
+  },
+
+  /** What a node's outputs feed: nodes. */
+  fed(node) {
+    const ids = (node.outputs ?? []).flatMap((output) => [...(output.links ?? [])]);
+    const links = ids.map((id) => node.graph?.getLink(id)).filter(Boolean);
+    return links.map((link) => node.graph.getNodeById(link.target_id)).filter(Boolean);
   },
 
   /** Grows a node to what its widgets need. */
