@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +109,11 @@ class Canvas:
             node,
         )
         self.page.wait_for_timeout(200)
+
+    def keep_picture(self, name: str) -> None:
+        """Leave a screenshot in the folder that PICTURES names."""
+        if os.environ.get("PICTURES"):
+            self.page.screenshot(path=str(Path(os.environ["PICTURES"]) / f"{name}.png"))
 
     def run(self, timeout: float = 120) -> None:
         """Press Run and wait until the queue is empty."""
