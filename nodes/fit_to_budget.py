@@ -27,7 +27,6 @@ class FitToBudget(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         number = {"step": 0.001, "tooltip": "How much."}
-        exact = {**number, "round": 1e-6}  # kilobytes, so that a point of the curve is just that
         return io.Schema(
             node_id="RoundsmithFitToBudget",
             display_name="Fit to Budget",
@@ -43,7 +42,7 @@ class FitToBudget(io.ComfyNode):
                     options=[
                         io.DynamicCombo.Option(
                             "size, GB",
-                            [io.Float.Input("size", default=8.0, min=0.001, max=2000, **exact)],
+                            [io.Float.Input("size", default=8.0, min=0.001, max=2000, **number)],
                         ),
                         io.DynamicCombo.Option(
                             "bits a weight",

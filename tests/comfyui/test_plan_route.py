@@ -9,6 +9,7 @@ import urllib.request
 
 import pytest
 
+from roundsmith.bridge import results
 from roundsmith.nodes.plan_quantization import PlanQuantization
 from roundsmith.nodes.quantization_recipe import QuantizationRecipe
 
@@ -91,6 +92,24 @@ def test_a_rule_is_picked_in_its_place_of_the_chain(server, layers):
     assert made["rules"] == r"^double_blocks\.0\."
     assert found["double_blocks.0.img_attn.qkv"] == "", "the rule before it decides"
     assert found["double_blocks.0.txt_attn.qkv"] == "mxfp8"
+
+
+def test_what_was_measured_is_expected_again(server, layers):
+    """A layer that was 5 dB worse than its format usually is stays so in another format."""
+    names = [row[0] for row in layers]
+    rows = [
+        {"name": name.removeprefix("model."), "stored_as": "nvfp4", "executed_snr": level}
+        for name, level in ((names[0], 30.0), (names[1], 20.0))
+    ]
+    report = results.keep({"rows": rows})
+    usual = ask(server, picks=[{"choice": "mxfp8", "layers": names}])
+    made = ask(server, picks=[{"choice": "mxfp8", "layers": names}], report=report)
+    assert made["measured"] == 2 and usual["measured"] == 0
+    difference = [a[3] - b[3] for a, b in zip(made["layers"], usual["layers"], strict=True)]
+    assert difference[0] - difference[1] == pytest.approx(10, abs=0.11)
+    assert not any(difference[2:])
+    assert made["snr"] < usual["snr"]
+    assert ask(server, report="0" * 32)["measured"] == 0, "details that are gone are no error"
 
 
 @pytest.mark.parametrize(

@@ -5,16 +5,20 @@ import { frontend } from "./frontend.mjs";
 
 const KIND = "RoundsmithFitToBudget";
 const KEY = "roundsmith_curve";
-const panels = new WeakMap();
+const inners = new WeakMap();
 
 async function show(node) {
-  const { curve, HEIGHT } = await import("./curve.mjs");
-  if (!panels.has(node)) {
-    panels.set(node, h("div", { class: "roundsmith-panel roundsmith-curve" }));
-    frontend.addPanel(node, panels.get(node), () => HEIGHT + 64, KEY);
+  const { curve, NODE_WIDTH } = await import("./curve.mjs");
+  if (!inners.has(node)) {
+    const inner = h("div");
+    inners.set(node, inner);
+    // Space around the content belongs to the panel: 2 × (6 + 1) px.
+    const height = () => (inner.offsetHeight || 250) + 14;
+    frontend.addPanel(node, h("div", { class: "roundsmith-panel roundsmith-curve" }, inner), height, KEY);
+    new ResizeObserver(() => frontend.fit(node)).observe(inner);
   }
-  fill(panels.get(node), curve(node, node.properties[KEY]));
-  frontend.fit(node);
+  fill(inners.get(node), curve(node, node.properties[KEY]));
+  frontend.widen(node, NODE_WIDTH);
 }
 
 export const budget = {

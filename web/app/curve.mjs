@@ -5,7 +5,8 @@ import { bytes, decibels } from "./format.mjs";
 import { frontend } from "./frontend.mjs";
 import { t } from "./text.mjs";
 
-export const HEIGHT = 190;
+export const NODE_WIDTH = 400;
+const HEIGHT = 190;
 const WIDTH = 340;
 const LEFT = 34;
 const BOTTOM = 22;
@@ -35,7 +36,9 @@ export function curve(node, found) {
   const x = (size) => LEFT + ((size - x0) / (x1 - x0)) * (WIDTH - LEFT - 10);
   const y = (level) => HEIGHT - BOTTOM - ((level - y0) / (y1 - y0)) * (HEIGHT - BOTTOM - 10);
   const said = h("div", { class: "said", "aria-live": "polite" }, t("curveHint"));
-  const drawing = s("svg", { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, role: "group", "aria-label": t("curveTitle") });
+  const drawing = s("svg", { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, role: "slider", tabindex: "0", "aria-label": t("curveTitle") });
+  drawing.setAttribute("aria-valuemin", x0);
+  drawing.setAttribute("aria-valuemax", x1);
   drawing.append(
     s("path", { class: "axes", d: `M${LEFT} 8V${HEIGHT - BOTTOM}H${WIDTH - 6}` }),
     label(LEFT, HEIGHT - 6, bytes(x0), "start"),
@@ -45,40 +48,61 @@ export function curve(node, found) {
     s("polyline", { class: "line", points: line.map(([a, b]) => `${x(a)},${y(b)}`).join(" ") }),
   );
 
-  function point(size, level, name, kind, radius) {
-    const what = [name, bytes(size), decibels(level)].filter(Boolean).join(" · ");
-    const take = () => {
-      target(node, size);
-      said.textContent = t("curveSet", { what });
-      drawing.querySelectorAll(".taken").forEach((other) => other.classList.remove("taken"));
-      made.classList.add("taken");
-    };
-    const made = s(
-      "g",
-      { class: `point ${kind}`, tabindex: "0", role: "button", "aria-label": what },
-      s("title", {}, what),
-      s("circle", { class: "reach", cx: x(size), cy: y(level), r: 7 }),
-      s("circle", { cx: x(size), cy: y(level), r: radius }),
-    );
-    made.addEventListener("click", take);
-    made.addEventListener("pointerenter", () => (said.textContent = what));
-    made.addEventListener("focus", () => (said.textContent = what));
-    made.addEventListener("keydown", (event) => {
-      if (event.key === "Enter" || event.key === " ") {
-        event.preventDefault();
-        event.stopPropagation();
-        take();
-      }
-    });
-    return made;
+  const points = [
+    ...dots.map(([name, size, level]) => ({ name: String(name), size, level, kind: "dot" })),
+    ...line.map(([size, level]) => ({ name: "", size, level, kind: "best" })),
+  ].sort((one, other) => one.size - other.size);
+  for (const point of points) {
+    Object.assign(point, { x: x(point.size), y: y(point.level) });
+    point.what = [point.name, bytes(point.size), decibels(point.level)].filter(Boolean).join(" · ");
+    point.circle = s("circle", { class: point.kind, cx: point.x, cy: point.y, r: point.kind === "dot" ? 3 : 2.5 });
+    drawing.append(point.circle);
+  }
+  const ring = s("circle", { class: "here", r: 6, visibility: "hidden" });
+  drawing.append(ring);
+  let here = Math.max(0, points.findIndex(({ size }) => size >= found.size));
+
+  function go(index) {
+    here = Math.max(0, Math.min(index, points.length - 1));
+    const point = points[here];
+    Object.entries({ cx: point.x, cy: point.y, visibility: "visible" }).forEach(([k, v]) => ring.setAttribute(k, v));
+    drawing.setAttribute("aria-valuenow", point.size);
+    drawing.setAttribute("aria-valuetext", point.what);
+    said.textContent = point.what;
   }
 
-  drawing.append(
-    ...dots.map(([name, size, level]) => point(size, level, String(name), "dot", 3)),
-    ...line.map(([size, level]) => point(size, level, "", "best", 2.5)),
-  );
+  function take() {
+    target(node, points[here].size);
+    said.textContent = t("curveSet", { what: points[here].what });
+  }
+
+  function nearest(event) {
+    const box = drawing.getBoundingClientRect();
+    const [px, py] = [event.clientX - box.left, event.clientY - box.top].map((d) => (d * WIDTH) / box.width);
+    const away = points.map((point) => Math.hypot(point.x - px, point.y - py));
+    return away.indexOf(Math.min(...away));
+  }
+
+  drawing.addEventListener("pointermove", (event) => go(nearest(event)));
+  drawing.addEventListener("focus", () => go(here));
+  drawing.addEventListener("click", (event) => {
+    go(nearest(event));
+    take();
+  });
+  drawing.addEventListener("keydown", (event) => {
+    const steps = { ArrowRight: 1, ArrowUp: 1, ArrowLeft: -1, ArrowDown: -1, Home: -1e9, End: 1e9 };
+    if (event.key in steps) {
+      go(here + steps[event.key]);
+    } else if (event.key === "Enter" || event.key === " ") {
+      take();
+    } else {
+      return;
+    }
+    event.preventDefault();
+    event.stopPropagation();
+  });
   if (Number.isFinite(found.size) && Number.isFinite(found.snr)) {
-    drawing.append(s("circle", { class: "now", cx: x(found.size), cy: y(found.snr), r: 6 }));
+    drawing.append(s("circle", { class: "now", cx: x(found.size), cy: y(found.snr), r: 4.5 }));
   }
   return [drawing, said];
 }
@@ -86,7 +110,7 @@ export function curve(node, found) {
 /** The node's target becomes a size: what is chosen for it is a point of the curve. */
 function target(node, size) {
   frontend.setWidget(node, "target", "size, GB");
-  frontend.setWidget(node, "target.size", Math.ceil(size / 1e9 / STEP) * STEP);
+  frontend.setNumber(node, "target.size", Math.ceil(size / 1e9 / STEP) * STEP);
   frontend.changed();
 }
 

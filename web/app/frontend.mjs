@@ -102,6 +102,19 @@ export const frontend = {
     this.fit(node);
   },
 
+  /** Sets a number as it is, not rounded to the widget's step. */
+  setNumber(node, name, value) {
+    if (this.setWidget(node, name, value)) {
+      this.widget(node, name).value = value;
+    }
+  },
+
+  /** Makes a node as wide as something in it wants to be. */
+  widen(node, width) {
+    node.setSize([Math.max(node.size[0], width), node.size[1]]);
+    this.fit(node);
+  },
+
   /** A style sheet of the pack's; settles when it is there. */
   style(path) {
     const link = document.createElement("link");

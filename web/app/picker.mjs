@@ -85,9 +85,11 @@ class Picker {
   /** Shows the layers of the file that is named. */
   async load() {
     const match = this.one ? this.near.rules[this.near.at].match : "";
+    this.picked.clear();
+    const first = this.one ? null : this.request(); // while the layers are on their way
+    first?.catch(() => {}); // said below, by whichever fails first
     try {
-      const found = await frontend.ask("layers", { source: this.source.value, match });
-      this.show(found);
+      this.show(await frontend.ask("layers", { source: this.source.value, match }));
     } catch (error) {
       this.tree = null;
       this.ok.disabled = true;
@@ -96,14 +98,13 @@ class Picker {
       fill(this.result);
       return;
     }
-    await this.plan();
+    await this.plan(first ?? undefined);
     this.tree?.element.focus();
   }
 
   show({ layers, matched, choices }) {
     this.layers = layers.map(([name, block, kind, shape, size]) => ({ name, block, kind, shape, size }));
     this.rows = null;
-    this.picked.clear();
     this.tree = new Tree(t("pickTitle"), this.layers, (row) => this.cells(row), () => this.counted());
     if (this.one) {
       matched.forEach((i) => this.tree.selected.add(i));
@@ -198,14 +199,18 @@ class Picker {
   }
 
   /** Asks what the choices make of the file. */
-  async plan() {
-    const number = ++this.asked;
-    const body = {
+  request() {
+    return frontend.ask("plan", {
       source: this.source.value, widgets: this.near.recipe ?? DEFAULTS, rules: this.near.rules,
       picks: this.picks(), report: this.near.report, at: this.one ? this.near.at : null,
-    };
+    });
+  }
+
+  /** Shows what the choices make of the file. */
+  async plan(answer = this.request()) {
+    const number = ++this.asked;
     try {
-      const made = await frontend.ask("plan", body);
+      const made = await answer;
       if (number === this.asked) {
         this.planned(made);
       }

@@ -4,6 +4,7 @@ import { fill, h } from "./dom.mjs";
 
 const HEIGHT = 26;
 const MARGIN = 8;
+const NATURAL = new Intl.Collator("en", { numeric: true });
 let count = 0;
 
 export class Tree {
@@ -17,10 +18,14 @@ export class Tree {
     this.id = `roundsmith-tree-${count++}`;
     this.selected = new Set();
     this.open = new Set();
-    this.blocks = new Map();
+    const found = new Map();
     layers.forEach(({ block }, i) => {
-      this.blocks.set(block, [...(this.blocks.get(block) ?? []), i]);
+      found.set(block, found.get(block) ?? []);
+      found.get(block).push(i);
     });
+    // Blocks by their numbers; layers outside blocks last.
+    const order = (a, b) => (a === "") - (b === "") || NATURAL.compare(a, b);
+    this.blocks = new Map([...found].sort(([a], [b]) => order(a, b)));
     this.space = h("div", { class: "space" });
     this.element = h(
       "div",

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-import time
 
 import pytest
 import torch
 from safetensors.torch import save_file
+
+from roundsmith.bridge import results
 
 from .canvas import Canvas
 
@@ -71,8 +72,7 @@ def test_mouse_a_block_and_a_kind_become_rules_that_run_uses(canvas, demo):
     page.get_by_role("treeitem", name="single_blocks.1", exact=True).click()
     page.get_by_label("Choose a format for them…").select_option("int8_tensorwise convrot=auto")
     settled(canvas)
-    larger = sizes(canvas)
-    assert larger != before, "the size follows the choice"
+    assert sizes(canvas) != before, "the size follows the choice"
     page.get_by_role("button", name="Clear selection").click()
     page.locator(".kinds button", has_text="img_attn.qkv").click()
     page.get_by_label("Choose a format for them…").select_option("keep")
@@ -87,9 +87,33 @@ def test_mouse_a_block_and_a_kind_become_rules_that_run_uses(canvas, demo):
     ]
     canvas.run()
     history = list(canvas.server.get("/history").values())[-1]
-    table = json.dumps(history["outputs"])
-    assert "int8_tensorwise" in table or larger != before
+    assert "30 layers quantized" in json.dumps(history["outputs"]), "32 but for the two kept"
     canvas.keep_picture("picker-node")
+
+
+def test_sensitivity_comes_from_the_last_run(canvas, demo):
+    recipe = wire(canvas, DEMO)
+    layers = canvas.server.post("/roundsmith/layers", {"source": DEMO})["layers"]
+    rows = [
+        {"name": row[0], "stored_as": "nvfp4", "executed_snr": 18 + i % 11}
+        for i, row in enumerate(layers)
+        if row[1]
+    ]
+    canvas.page.evaluate(
+        """([id, report]) => {
+            window.app.rootGraph.getNodeById(id).properties.roundsmith = { report };
+        }""",
+        [canvas.node("RoundsmithPlanQuantization"), results.keep({"rows": rows})],
+    )
+    press_button(canvas, recipe)
+    canvas.page.get_by_role("treeitem", name="double_blocks.0", exact=True).locator(
+        ".caret"
+    ).click()
+    assert f"for {len(rows)} layers" in canvas.page.locator(".known").inner_text()
+    assert canvas.page.locator(".bar.sensitive").count() == len(
+        canvas.page.locator(".row:has(.bar.quality)").all()
+    )
+    canvas.keep_picture("picker-sensitivity")
 
 
 def test_keyboard_a_layer_rule_gets_its_pattern(canvas, demo):
@@ -107,7 +131,7 @@ def test_keyboard_a_layer_rule_gets_its_pattern(canvas, demo):
     assert canvas.value(rule, "match") == r"^double_blocks\.0\.img_attn\.proj$"
     assert canvas.value(rule, "format") == "mxfp8"
     press_button(canvas, rule)
-    assert "1 layers selected" in page.locator(".choose .count").inner_text()
+    assert "Selected: 1 " in page.locator(".choose .count").inner_text()
     page.keyboard.press("Escape")
     assert page.locator(".roundsmith-picker").count() == 0
 
@@ -132,11 +156,27 @@ def test_many_layers_open_at_once_and_names_are_text(canvas, big):
     press_button(canvas, recipe)
     page.keyboard.press("Escape")
     page.wait_for_timeout(300)
-    began = time.monotonic()
-    press_button(canvas, recipe)
-    took = time.monotonic() - began
-    print(f"\nopened with a plan of 2000 layers in {1e3 * took:.0f} ms")
-    assert took < 3, "a machine that does much else besides is given ten times the 300 ms"
+    took = page.evaluate(
+        """async id => {
+            const { pick } = await import('/extensions/roundsmith/app/picker.mjs');
+            const began = performance.now();
+            const opening = pick(window.app.rootGraph.getNodeById(id));
+            while (!document.querySelector('.roundsmith-picker[open]')) {
+                await new Promise(requestAnimationFrame);
+            }
+            const open = performance.now() - began;
+            await opening;
+            return [open, performance.now() - began];
+        }""",
+        recipe,
+    )
+    print(f"\nopen in {took[0]:.0f} ms, with a plan of 2000 layers in {took[1]:.0f} ms")
+    assert took[0] < 300
+    assert took[1] < 3000, "a machine that does much else besides is given ten times the 300 ms"
+    page.locator(".roundsmith-picker .tree").hover()
+    page.mouse.wheel(0, 20000)
+    page.wait_for_timeout(200)
+    page.locator(".roundsmith-picker .row", has_text="blocks.499").wait_for(timeout=5000)
     page.locator(".roundsmith-picker input[type=search]").fill("blocks.7 img")
     assert page.get_by_role("treeitem", name=HOSTILE).count() > 0
     assert page.locator(".roundsmith-picker .row").count() < 80, "rows that are not seen are not made"
