@@ -81,5 +81,6 @@ async def comfy_entrypoint() -> Any:
     """Return ComfyUI's extension object; called by ComfyUI when it loads the pack."""
     server = import_module("server").PromptServer
     if getattr(server, "instance", None) is not None:  # no server in a test of the nodes alone
-        import_module(".bridge.routes", __name__).add_routes(server.instance.routes)
+        routes = import_module(".nodes._planning", __name__).ROUTES
+        import_module(".bridge.routes", __name__).add_routes(server.instance.routes, *routes)
     return import_module(".nodes", __name__).RoundsmithExtension()

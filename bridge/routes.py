@@ -62,10 +62,10 @@ ROUTES: tuple[tuple[str, str, Answer], ...] = (
 )
 
 
-def add_routes(routes: web.RouteTableDef) -> None:
-    """Add the routes to ComfyUI's, unless another copy of the pack has."""
+def add_routes(routes: web.RouteTableDef, *others: tuple[str, str, Answer]) -> None:
+    """Add the routes, and others, to ComfyUI's, unless another copy of the pack has."""
     known = {(route.method, route.path) for route in routes if isinstance(route, web.RouteDef)}
-    for method, path, answer in ROUTES:
+    for method, path, answer in (*ROUTES, *others):
         if (method, path) not in known:
             routes.route(method, path)(_handler(answer))
 

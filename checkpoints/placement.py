@@ -32,19 +32,31 @@ def place(entries: Mapping[str, Entry]) -> dict[str, Slot]:
     Loaders that map the file get aligned tensors that way. Within one item size the given order is
     kept. Raises CheckpointError for entries the format cannot hold.
     """
-    slots = {name: _slot(name, entry) for name, entry in entries.items()}
+    alike: dict[tuple[object, ...], Slot] = {}
+    sizes: dict[int, list[tuple[str, Slot]]] = {}
+    for name, entry in entries.items():
+        kind = (entry[0], *entry[1], "bytes", *entry[2:])
+        slot = alike.get(kind)
+        if slot is None or name == "__metadata__":
+            slot = alike[kind] = _slot(name, entry)
+        sizes.setdefault(_item_size(slot), []).append((name, slot))
     placed: dict[str, Slot] = {}
     offset = 0
-    for name, slot in sorted(slots.items(), key=lambda item: -_item_size(item[1])):
-        placed[name] = slot._replace(offset=offset)
-        offset += slot.nbytes
+    for size in sorted(sizes, reverse=True):
+        for name, (dtype_name, dtype, shape, nbytes, _) in sizes[size]:
+            placed[name] = Slot(dtype_name, dtype, shape, nbytes, offset)
+            offset += nbytes
     return placed
 
 
-def build_header(entries: Mapping[str, Entry], metadata: Mapping[str, str]) -> bytes:
+def build_header(
+    entries: Mapping[str, Entry],
+    metadata: Mapping[str, str],
+    placed: Mapping[str, Slot] | None = None,
+) -> bytes:
     """Everything before the tensors: the length, the JSON, spaces up to a multiple of 8 bytes.
 
-    The tensors lie as ``place(entries)`` says. Raises CheckpointError for metadata that is not text
+    The tensors lie as ``place(entries)`` says; ``placed``, where that is known. Raises CheckpointError for metadata that is not text
     and for a header above the format's limit.
     """
     content: dict[str, Any] = {}
@@ -55,7 +67,7 @@ def build_header(entries: Mapping[str, Entry], metadata: Mapping[str, str]) -> b
             )
     if metadata:
         content["__metadata__"] = dict(metadata)
-    for name, slot in place(entries).items():
+    for name, slot in (place(entries) if placed is None else placed).items():
         content[name] = {
             "dtype": slot.dtype_name,
             "shape": list(slot.shape),
@@ -78,8 +90,9 @@ def build_header(entries: Mapping[str, Entry], metadata: Mapping[str, str]) -> b
 
 def checkpoint_size(entries: Mapping[str, Entry], metadata: Mapping[str, str]) -> int:
     """The exact size in bytes of the file these entries make."""
-    data = sum(slot.nbytes for slot in place(entries).values())
-    return len(build_header(entries, metadata)) + data
+    placed = place(entries)
+    data = sum(slot.nbytes for slot in placed.values())
+    return len(build_header(entries, metadata, placed)) + data
 
 
 def _slot(name: str, entry: Entry) -> Slot:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -71,12 +72,30 @@ class Options(Strict):
         Options that belong to a format (scaling, group size, ConvRot, variant, form) are inherited
         only where both name the same format.
         """
-        merged = {name: getattr(self, name) for name in Options.model_fields}
-        same = self.format is None or self.format == base.format
-        for name in Options.model_fields:
-            if merged[name] is None and (same or name not in TIED):
-                merged[name] = getattr(base, name)
-        return Options(**merged)
+        return _over(_Pair(self, base))
+
+
+class _Pair:
+    """Two objects, equal to a pair of the same two: what is merged once is not merged again."""
+
+    def __init__(self, one: Options, base: Options) -> None:
+        self.one, self.base = one, base
+
+    def __hash__(self) -> int:
+        return hash((id(self.one), id(self.base)))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Pair) and self.one is other.one and self.base is other.base
+
+
+@lru_cache(maxsize=1024)
+def _over(pair: _Pair) -> Options:
+    merged = {name: getattr(pair.one, name) for name in Options.model_fields}
+    same = pair.one.format is None or pair.one.format == pair.base.format
+    for name in Options.model_fields:
+        if merged[name] is None and (same or name not in TIED):
+            merged[name] = getattr(pair.base, name)
+    return Options(**merged)
 
 
 class Rule(Options):

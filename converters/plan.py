@@ -8,6 +8,8 @@ import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
+from types import MappingProxyType
 from typing import Any, Literal
 
 import torch
@@ -18,7 +20,8 @@ from ..layouts import Candidate, Format, Spec, get_format
 from .matching import search_pattern
 from .model import ModelView
 from .options import AUTO, TIED
-from .presets import Decision, Policy, resolve
+from .policies import Decisions, decisions
+from .presets import Decision
 from .recipe import METADATA_KEY, Options, Recipe
 from .source import Description
 from .stored import empty_parts
@@ -121,10 +124,11 @@ def make_plan(
             ``"imported"``, or that it sees ``"few tokens"`` a call.
     """
     recipe, choice = choose_format(model, recipe)
-    policy = resolve(recipe.preset, model.names)
+    decided = decisions(model, recipe.preset)
+    policy = decided.policy
     facts = known or (lambda layer, what: False)
     tensors = tuple(
-        _plan_tensor(model, name, recipe, policy, keep or {}, facts) for name in model.names
+        _plan_tensor(model, name, recipe, decided, keep or {}, facts) for name in model.names
     )
     warnings = [*policy.warnings, *model.notes]
     quantized = sum(t.action == "quantize" for t in tensors)
@@ -169,14 +173,14 @@ def _plan_tensor(
     model: ModelView,
     name: str,
     recipe: Recipe,
-    policy: Policy,
+    decided: Decisions,
     keep: Mapping[str, str],
     known: Known,
 ) -> TensorPlan:
     shape = model.shape(name)
     layer = name.removesuffix(".weight")
     before = model.nbytes(name)
-    decision = policy.decide(layer, shape)
+    decision = decided.decide(layer, shape)
     if decision.action == "remove":
         return TensorPlan(name, "remove", shape, reason=decision.reason, bytes_before=before)
     if not name.endswith(".weight") or not model.is_weight(name):
@@ -192,30 +196,46 @@ def _plan_tensor(
     exact = options.full_precision_matrix_mult
     if exact is None and known(layer, "few tokens"):
         exact, reason = True, "; ".join(filter(None, (reason, "few tokens a call: decoded first")))
-    asked = fmt.bind(
-        scaling=options.scaling,
-        group_size=options.group_size,
-        convrot=options.convrot,
-        variant=options.variant,
-        form=options.form,
-        features=shape[-1] if shape else 0,
-        full_precision_matrix_mult=bool(exact),
-    )
-    spec, note = fmt.fit(asked, shape)
+    asked = (options.scaling, options.group_size, options.convrot, options.variant, options.form)
+    spec, note, conf, storage, length = _stored_as(fmt, asked, bool(exact), shape)
     if spec is None:
         return _kept(model, name, note)
-    if options.convrot == "auto" and spec.convrot is None:
-        note = "; ".join(filter(None, (note, f"no ConvRot group divides {shape[1]}: unrotated")))
-    matrix = (shape[0], shape[1])
-    conf = fmt.conf(spec, matrix)
-    entries = {f"{layer}.{s}": entry for s, entry in fmt.storage(spec, matrix).items()}
-    if fmt.has_json(conf):
-        entries[f"{layer}.comfy_quant"] = (torch.uint8, (len(encode_conf(conf)),))
+    entries: dict[str, Entry] = {f"{layer}.{suffix}": entry for suffix, entry in storage}
+    if length:
+        entries[f"{layer}.comfy_quant"] = (torch.uint8, (length,))
     scale = "" if fmt.input_max is None else _input_scale(layer, recipe, known)
     if scale:
         entries[f"{layer}.input_scale"] = (torch.float32, ())
     why = note or reason
     return TensorPlan(name, "quantize", shape, spec, options, why, entries, conf, before, scale)
+
+
+@lru_cache(maxsize=1024)
+def _stored_as(
+    fmt: Format, asked: tuple[Any, ...], exact: bool, shape: tuple[int, ...]
+) -> tuple[Spec | None, str, Mapping[str, Any], tuple[tuple[str, Entry], ...], int]:
+    """How a matrix of ``shape`` is stored (None: not in this format), why not just as asked, its
+    JSON, its tensors by suffix, and the bytes of the JSON (0: it has none). Models have many layers
+    of a few shapes."""
+    scaling, group_size, convrot, variant, form = asked
+    wanted = fmt.bind(
+        scaling=scaling,
+        group_size=group_size,
+        convrot=convrot,
+        variant=variant,
+        form=form,
+        features=shape[-1] if shape else 0,
+        full_precision_matrix_mult=exact,
+    )
+    spec, note = fmt.fit(wanted, shape)
+    if spec is None:
+        return None, note, {}, (), 0
+    if convrot == "auto" and spec.convrot is None:
+        note = "; ".join(filter(None, (note, f"no ConvRot group divides {shape[1]}: unrotated")))
+    matrix = (shape[0], shape[1])
+    conf = fmt.conf(spec, matrix)
+    length = len(encode_conf(conf)) if fmt.has_json(conf) else 0
+    return spec, note, MappingProxyType(conf), tuple(fmt.storage(spec, matrix).items()), length
 
 
 def _input_scale(layer: str, recipe: Recipe, known: Known) -> str:

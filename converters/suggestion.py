@@ -8,13 +8,15 @@ two devices, and the choice is made for one.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 
 from ..errors import RecipeError
-from ..layouts import Candidate, Format, formats
+from ..layouts import Candidate, Format, Spec, formats, get_format
 from .options import Goal
 
 _FIT = 0.85  # share of the device's memory that weights may take; the rest is for activations
@@ -23,6 +25,7 @@ _GOOD, _USABLE = (
     20.0,
 )  # dB of a layer's outputs as executed: hardly to be seen; still a picture
 _LIKE = 1.0  # dB: no reason to prefer what fewer loaders read
+_FEATURES = 1024  # inputs of a layer that every ConvRot group divides
 _SPEEDS = ("decoded first", "8-bit products", "4-bit products")
 
 
@@ -129,11 +132,44 @@ def suggest(goal: Goal, device: Device, size_of: Callable[[Format, Candidate], i
     return Suggestion(chosen, _reason(goal, chosen, why), tuple(found))
 
 
-def _alternative(fmt: Format, candidate: Candidate, device: Device, size: int) -> Alternative:
+@lru_cache(maxsize=1024)
+def expected_snr(spec: Spec, device: Device) -> float | None:
+    """dB of the outputs to expect of a layer stored like this, as executed on ``device``; None
+    where nothing is known of the format. Of several candidates the one most alike counts."""
+    fmt = get_format(spec.format)
+
+    def unlike(candidate: Candidate) -> int:
+        asked = fmt.bind(**candidate.options, features=_FEATURES)
+        rotated = bool(asked.convrot) != bool(spec.convrot)
+        others = [asked.variant != spec.variant, asked.group_size != spec.group_size]
+        return 4 * others[0] + 2 * rotated + others[1]
+
+    nearest = min(fmt.candidates, key=unlike, default=None)
+    if nearest is None:
+        return None
+    exact = spec.full_precision_matrix_mult or not _multiplied(fmt, nearest, device)
+    return nearest.snr if exact else nearest.executed
+
+
+def mean_snr(levels: Iterable[float | None]) -> float | None:
+    """dB of the mean relative error of layers, which all count alike; those of which nothing is
+    known (None) do not. None where that is all of them, infinite where nothing is lost."""
+    errors = [10 ** (-level / 10) for level in levels if level is not None]
+    if not errors:
+        return None
+    mean = sum(errors) / len(errors)
+    return -10 * math.log10(mean) if mean else math.inf
+
+
+def _multiplied(fmt: Format, candidate: Candidate, device: Device) -> bool:
+    """Whether ``device`` multiplies the codes, activations rounded as well."""
     if device.capability is None:  # CPUs and AMD's GPUs multiply INT8 codes
-        multiplied = fmt.grid.dtype == torch.int8 and candidate.bits == 8
-    else:
-        multiplied = candidate.multiplied(device.capability)
+        return fmt.grid.dtype == torch.int8 and candidate.bits == 8
+    return candidate.multiplied(device.capability)
+
+
+def _alternative(fmt: Format, candidate: Candidate, device: Device, size: int) -> Alternative:
+    multiplied = _multiplied(fmt, candidate, device)
     fits = device.memory is None or size <= _FIT * device.memory
     speed = 0 if not multiplied else 2 if candidate.bits == 4 else 1
     return Alternative(

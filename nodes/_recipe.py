@@ -12,6 +12,7 @@ from ..converters import Recipe, Rule
 from ..converters.layer_config import DEFAULT
 from ..converters.presets import load_presets
 from ..converters.rounding import CalibratedOptions, LearnedOptions
+from ..converters.rule_text import parse_rules
 from ..converters.strict import Strict
 from ..errors import RecipeError
 from ._format import AS_RECIPE, KEEP, format_options
@@ -155,6 +156,7 @@ def make_recipe(
     fallback: Mapping[str, Any] | None = None,
     layer_config: str = "",
     layer_config_match: str = "search",
+    layer_rules: str = "",
     recipe: Recipe | None = None,
 ) -> Recipe:
     """The recipe for what the inputs say; ``recipe`` itself where one is connected.
@@ -180,7 +182,7 @@ def make_recipe(
         bias_correction=bias_correction,
         input_scale=input_scale,
         exclude=tuple(line.strip() for line in exclude.splitlines() if line.strip()),
-        rules=tuple(rules),
+        rules=(*parse_rules(layer_rules), *rules),
         fallback=_fallback(fallback),
         layer_config=_json_object("layer_config", layer_config),
         layer_config_match=layer_config_match,

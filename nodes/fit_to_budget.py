@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from comfy_api.latest import io, ui
+from comfy_api.latest import io
 
 from ..bridge.file_tools import version_of
 from ..bridge.paths import resolve_source
 from ..bridge.progress import NodeProgress, cancelled
 from ..bridge.summaries import of_budget
 from ..converters import Recipe as Settings
-from ..converters.choosing import Target, curve, fit_budget_file
+from ..converters.choosing import Budget, Target, curve, fit_budget_file
 from ..converters.comparing.pictures import to_tensor
 from ._file_tool import source_input
 from ._format import FIRST
@@ -115,8 +115,18 @@ class FitToBudget(io.ComfyNode):
         summary = f"{found.size / 1e6:,.1f} MB, {found.snr:.1f} dB ({found.measured})"
         image = to_tensor(curve.draw(found))[None]
         outputs = (found.recipe, found.table(), image)
-        result = of_budget(found, path.stat().st_size)
-        return with_result(outputs, result, summary, ui.PreviewImage(image, cls=cls))
+        return with_result(outputs, of_budget(found, path.stat().st_size), summary, Curve(found))
+
+
+class Curve:
+    """The curve, to click on."""
+
+    def __init__(self, found: Budget) -> None:
+        self.points = curve.points(found)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Under the key the browser looks for."""
+        return {"roundsmith_curve": (self.points,)}
 
 
 def _target(target: dict[str, Any], formats: str) -> Target:

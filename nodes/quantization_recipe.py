@@ -48,6 +48,15 @@ class QuantizationRecipe(io.ComfyNode):
                     tooltip="Whether the layer config's patterns are searched in a layer's name, "
                     "or have to be all of it.",
                 ),
+                io.String.Input(
+                    "layer_rules",
+                    default="",
+                    multiline=True,
+                    advanced=True,
+                    tooltip="Rules for single layers, one a line; the first that matches a layer "
+                    "decides, before the rules connected. Pick layers… writes them. For example:\n"
+                    "keep: ^final_layer\\.\nnvfp4: mlp\nint8_tensorwise convrot=auto: attn",
+                ),
             ],
             outputs=[
                 Recipe.Output("recipe", tooltip="The settings."),

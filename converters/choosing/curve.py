@@ -2,11 +2,32 @@
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
 from PIL import Image
 
 from .budget import Budget
 
 _WIDTH, _HEIGHT, _DPI = 7.0, 4.4, 110
+
+
+def points(budget: Budget, most: int = 48) -> dict[str, Any]:
+    """The trade-off as plain data: at most ``most`` points of the curve, its ends among them."""
+    curve = [point for point in budget.curve if math.isfinite(point[1])]
+    last = len(curve) - 1
+    some = sorted({round(i * last / (most - 1)) for i in range(most)}) if last >= most else None
+    return {
+        "curve": [curve[i] for i in some] if some else curve,
+        "uniform": [
+            (name, size, level)
+            for name, (size, level) in budget.uniform.items()
+            if math.isfinite(level)
+        ],
+        "size": budget.size,
+        "snr": budget.snr if math.isfinite(budget.snr) else None,
+        "measured": budget.measured,
+    }
 
 
 def draw(budget: Budget) -> Image.Image:

@@ -130,6 +130,51 @@ export const frontend = {
     this.fit(node);
   },
 
+  /** Sets a number as it is, not rounded to the widget's step. */
+  setNumber(node, name, value) {
+    if (this.setWidget(node, name, value)) {
+      this.widget(node, name).value = value;
+    }
+  },
+
+  /** Makes a node as wide as something in it wants to be. */
+  widen(node, width) {
+    node.setSize([Math.max(node.size[0], width), node.size[1]]);
+    this.fit(node);
+  },
+
+  /** A button below a node's widgets; nothing of it is saved or sent. */
+  addButton(node, name, label, callback) {
+    const button = node.addWidget("button", name, null, callback, { serialize: false });
+    Object.assign(button, { serialize: false, label });
+  },
+
+  /** The values of a node's widgets by name, without what only shows something. */
+  values: (node) =>
+    Object.fromEntries(
+      (node.widgets ?? []).filter((w) => w.serialize !== false).map((w) => [w.name, w.value]),
+    ),
+
+  /** Shows a node's advanced widgets. */
+  showAdvanced(node) {
+    node.showAdvanced = true;
+    this.fit(node);
+  },
+
+  /** What feeds a node's inputs: nodes, those of inputs of some types only where given. */
+  feeding(node, types) {
+    const inputs = (node.inputs ?? []).filter((input) => !types || types.includes(input.type));
+    const links = inputs.map((input) => node.graph?.getLink(input.link)).filter(Boolean);
+    return links.map((link) => node.graph.getNodeById(link.origin_id)).filter(Boolean);
+  },
+
+  /** What a node's outputs feed: nodes. */
+  fed(node) {
+    const ids = (node.outputs ?? []).flatMap((output) => [...(output.links ?? [])]);
+    const links = ids.map((id) => node.graph?.getLink(id)).filter(Boolean);
+    return links.map((link) => node.graph.getNodeById(link.target_id)).filter(Boolean);
+  },
+
   /** Grows a node to what its widgets need; it shrinks again where nobody made it larger. */
   fit(node) {
     const [width, height] = node.computeSize();

@@ -1,9 +1,9 @@
-/** The one element below a node's widgets, in sections: what its file holds, then what it made. */
+/** The one element below a node's widgets, in sections: what its file holds, what it made, a curve. */
 
 import { h } from "./dom.mjs";
 import { frontend } from "./frontend.mjs";
 
-const SECTIONS = ["badge", "results"];
+const SECTIONS = ["badge", "results", "curve"];
 const AROUND = 14; // the panel's own padding and border, above and below
 const UNKNOWN = 50; // until the browser has laid it out
 const panels = new WeakMap();
