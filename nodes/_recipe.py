@@ -141,6 +141,28 @@ def recipe_inputs() -> list[io.Input]:
     ]
 
 
+def output_inputs() -> list[io.Input]:
+    """How a file says what its layers are; the last widgets of nodes that write or plan one."""
+    return [
+        io.Combo.Input(
+            "output",
+            options=["comfy_quant", "fp8_scaled"],
+            default="comfy_quant",
+            advanced=True,
+            tooltip="How the file says what its layers are. comfy_quant is what ComfyUI and "
+            "Roundsmith read. fp8_scaled is the older layout, for tools that know no other: FP8 "
+            "formats only.",
+        ),
+        io.Boolean.Input(
+            "keep_1d_scales",
+            default=False,
+            advanced=True,
+            tooltip="Store a tensor's one scale as a list of one number, as some older tools do "
+            "and expect. The values are the same.",
+        ),
+    ]
+
+
 def make_recipe(
     format: Mapping[str, Any],
     rounding: Mapping[str, Any] | None = None,
@@ -155,6 +177,8 @@ def make_recipe(
     fallback: Mapping[str, Any] | None = None,
     layer_config: str = "",
     layer_config_match: str = "search",
+    output: str = "comfy_quant",
+    keep_1d_scales: bool = False,
     recipe: Recipe | None = None,
 ) -> Recipe:
     """The recipe for what the inputs say; ``recipe`` itself where one is connected.
@@ -184,6 +208,8 @@ def make_recipe(
         fallback=_fallback(fallback),
         layer_config=_json_object("layer_config", layer_config),
         layer_config_match=layer_config_match,
+        output=output,
+        keep_1d_scales=keep_1d_scales,
     )
 
 

@@ -7,7 +7,7 @@ from typing import Any
 from comfy_api.latest import io
 
 from ._format import fallback_input, format_input
-from ._recipe import make_recipe, recipe_inputs
+from ._recipe import make_recipe, output_inputs, recipe_inputs
 from ._result import with_json
 from ._types import Recipe, Rules
 
@@ -48,6 +48,7 @@ class QuantizationRecipe(io.ComfyNode):
                     tooltip="Whether the layer config's patterns are searched in a layer's name, "
                     "or have to be all of it.",
                 ),
+                *output_inputs(),
             ],
             outputs=[
                 Recipe.Output("recipe", tooltip="The settings."),

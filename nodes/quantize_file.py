@@ -9,7 +9,7 @@ from comfy_api.latest import io
 from ..bridge.files import quantize_file
 from ..bridge.paths import FOLDERS, list_sources
 from ._format import format_input
-from ._recipe import make_recipe, recipe_input, recipe_inputs
+from ._recipe import make_recipe, output_inputs, recipe_input, recipe_inputs
 from ._result import brief, with_report
 from ._types import Calibration
 
@@ -55,6 +55,7 @@ class QuantizeFile(io.ComfyNode):
                     tooltip="Replace a file that is there already. Otherwise it is an error.",
                 ),
                 *recipe_inputs(),
+                *output_inputs(),
                 Calibration.Input(
                     "calibration",
                     optional=True,
