@@ -17,6 +17,7 @@ from .matching import search_pattern
 from .model import ModelView
 from .options import AUTO, TIED
 from .output import written
+from .preset_files import own_presets
 from .presets import Decision, Policy, resolve
 from .recipe import METADATA_KEY, Options, Recipe
 from .source import Description
@@ -131,7 +132,8 @@ def make_plan(
             ``"imported"``, or that it sees ``"few tokens"`` a call.
     """
     recipe, choice = choose_format(model, recipe)
-    policy = resolve(recipe.preset, model.names)
+    own = own_presets(recipe.presets or None)
+    policy = resolve(recipe.preset, model.names, own)
     facts = known or (lambda layer, what: False)
     tensors = tuple(
         _plan_tensor(model, name, recipe, policy, keep or {}, facts) for name in model.names
@@ -149,7 +151,8 @@ def make_plan(
     metadata = {k: v for k, v in model.source.metadata.items() if k != HEADER_KEY}
     if confs and recipe.header:
         metadata[HEADER_KEY] = layers_metadata(confs)
-    metadata[METADATA_KEY] = recipe.to_json()
+    decided = tuple(p for p in own if p.name in policy.presets or p.category == "base")
+    metadata[METADATA_KEY] = recipe.model_copy(update={"presets": decided}).to_json()
     preset = "+".join(policy.presets) or ("none" if recipe.preset is None else "unknown model")
     evidence = policy.detection.evidence
     return Plan(

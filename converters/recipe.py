@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -19,6 +19,7 @@ from .layer_config import DEFAULT, LayerEntry, Match, most_specific
 from .legacy_layout import holds
 from .matching import check_pattern
 from .options import AUTO, ROUNDING_HELP, TIED, Goal, Options, Rounding, Rule
+from .preset_files import Preset, complete
 from .rounding import CalibratedOptions, LearnedOptions
 
 METADATA_KEY = "roundsmith_recipe"
@@ -38,6 +39,11 @@ class Recipe(Options):
     rounding: Rounding = Field("auto", description=ROUNDING_HELP)
     preset: str | tuple[str, ...] | None = Field(
         "auto", description="which layers stay in high precision: auto, preset names, or none"
+    )
+    presets: tuple[Preset, ...] = Field(
+        (),
+        description="presets of one's own that preset may name or recognise, as a presets file has "
+        "them; by default those of the person's file, and an output says which of them decided",
     )
     rules: tuple[Rule, ...] = Field((), description="options by layer; the first match wins")
     layer_config: dict[str, LayerEntry] = Field(
@@ -87,6 +93,11 @@ class Recipe(Options):
         set_too = [name for name in TIED if getattr(self, name) is not None]
         if set_too:
             raise ValueError(f"format auto chooses {', '.join(set_too)} as well; leave them out")
+
+    @field_validator("presets", mode="before")
+    @classmethod
+    def _complete_presets(cls, entries: Any) -> Any:
+        return complete(entries)
 
     @field_validator("layer_config")
     @classmethod

@@ -8,9 +8,9 @@ from typing import Any, get_args
 
 from comfy_api.latest import io
 
+from ..bridge.presets import preset_names
 from ..converters import Recipe, Rule
 from ..converters.layer_config import DEFAULT
-from ..converters.presets import load_presets
 from ..converters.rounding import CalibratedOptions, LearnedOptions
 from ..converters.strict import Strict
 from ..errors import RecipeError
@@ -84,11 +84,12 @@ def recipe_inputs() -> list[io.Input]:
         rounding_input(),
         io.Combo.Input(
             "preset",
-            options=["auto", "none", *load_presets()],
+            options=["auto", "none", *preset_names()],
             default="auto",
             advanced=True,
             tooltip="Which layers stay in high precision. auto recognises the model's family; none "
-            "quantizes every linear layer.",
+            "quantizes every linear layer. Presets of your own, from roundsmith/presets.json in "
+            "ComfyUI's user folder, are listed too.",
         ),
         io.Combo.Input(
             "scale_search",
@@ -179,6 +180,7 @@ def make_recipe(
     layer_config_match: str = "search",
     output: str = "comfy_quant",
     keep_1d_scales: bool = False,
+    more_presets: str = "",
     recipe: Recipe | None = None,
 ) -> Recipe:
     """The recipe for what the inputs say; ``recipe`` itself where one is connected.
@@ -197,7 +199,7 @@ def make_recipe(
         rounding=kind,
         **({kind: settings} if settings else {}),
         **format_options(format),
-        preset=None if preset == "none" else preset,
+        preset=_presets(preset, more_presets),
         scale_search=_SWITCH.get(scale_search),
         full_precision_matrix_mult=_SWITCH.get(full_precision_matmul),
         heuristics=heuristics,
@@ -226,6 +228,13 @@ def make_rule(match: str, format: Mapping[str, Any], rounding: str, **switches: 
         scale_search=_SWITCH.get(switches["scale_search"]),
         **format_options(format),
     )
+
+
+def _presets(preset: str, more: str) -> str | tuple[str, ...] | None:
+    others = more.split()
+    if not others:
+        return None if preset == "none" else preset
+    return (*(() if preset == "none" else (preset,)), *others)
 
 
 def _fallback(format: Mapping[str, Any] | None) -> dict[str, Any] | None:

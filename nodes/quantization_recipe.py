@@ -49,6 +49,14 @@ class QuantizationRecipe(io.ComfyNode):
                     "or have to be all of it.",
                 ),
                 *output_inputs(),
+                io.String.Input(
+                    "more_presets",
+                    default="",
+                    multiline=True,
+                    advanced=True,
+                    tooltip="Presets beside the one above, one a line: what any of them keeps in "
+                    "high precision is kept.",
+                ),
             ],
             outputs=[
                 Recipe.Output("recipe", tooltip="The settings."),
