@@ -141,6 +141,7 @@ def make_plan(
     out = written(tensors, recipe)
     warnings = [*policy.warnings, *model.notes, *out.warnings]
     quantized = sum(t.action == "quantize" for t in tensors)
+    warnings += _unused(recipe)
     if not quantized:
         warnings.append("nothing was quantized: no layer suits the recipe; see the reasons")
     confs = {
@@ -274,6 +275,20 @@ def _options(
         reason = "layer config: _default" if default.skip else ""
         return (None, reason) if reason else (default.over(recipe), "")
     return (None, reason) if reason else (recipe, "")
+
+
+def _unused(recipe: Recipe) -> list[str]:
+    """Rules that an earlier one of the same pattern leaves nothing to."""
+    first: dict[str, int] = {}
+    found = []
+    for number, rule in enumerate(recipe.rules, 1):
+        before = first.setdefault(rule.match, number)
+        if before != number and rule != recipe.rules[before - 1]:
+            found.append(
+                f"rule {number} contradicts rule {before}, whose pattern {rule.match!r} is the "
+                "same and which comes first: remove one"
+            )
+    return found
 
 
 def _gains_little(shape: tuple[int, ...]) -> str:

@@ -119,6 +119,15 @@ class Recipe(Options):
         return fallback
 
     @model_validator(mode="after")
+    def _check_input_scales(self) -> Recipe:
+        if (self.input_scale == "imported") != (self.input_scales is not None):
+            raise ValueError(
+                f"input_scale is {self.input_scale} and input_scales is {self.input_scales}: "
+                "imported and a file go together, give both or neither"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _check_output(self) -> Recipe:
         if self.output == "comfy_quant":
             return self
