@@ -156,7 +156,7 @@ def _convert(
     keep = tuple(Rule(match=f"^{re.escape(name)}$", skip=True) for name in source.not_linear)
     rules = tuple(map(_described, recipe.rules))
     fallback = None if recipe.fallback is None else _described(recipe.fallback)
-    restricted = _described(recipe).model_copy(
+    restricted = _described(recipe.in_memory).model_copy(
         update={"rules": (*keep, *rules), "fallback": fallback}
     )
     sinks: list[MemorySink] = []

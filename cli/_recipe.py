@@ -51,6 +51,8 @@ def add_recipe(parser: argparse.ArgumentParser) -> None:
     add("--input-scale-percentile", type=float, metavar="P", help="of the inputs' magnitudes")
     add("--input-scales", metavar="FILE", help="JSON or safetensors file to import them from")
     add("--preset", action="append", metavar="NAME", help="auto, none, or a name; repeatable")
+    add("--presets", type=Path, metavar="FILE",
+        help="presets of your own, JSON; by default those of your presets file")  # fmt: skip
     add("--exclude", action="append", metavar="REGEX", help="keep these layers; repeatable")
     add("--layer-config", type=Path, metavar="FILE", help="JSON: patterns and their settings")
     add(
@@ -61,11 +63,16 @@ def add_recipe(parser: argparse.ArgumentParser) -> None:
     add("--fallback", metavar="ID", help="format for layers that exclude or preset would keep")
     add("--full-precision-matrix-mult", action=argparse.BooleanOptionalAction, default=None,
         help="decode and multiply in the compute dtype; by default where it is free")  # fmt: skip
+    add("--output", choices=("comfy_quant", "fp8_scaled"),
+        help="how the file says what its layers are; fp8_scaled: the older layout of FP8 files")  # fmt: skip
+    add("--keep-1d-scales", action="store_true", default=None,
+        help="store a tensor's one scale as [1], as older tools do")  # fmt: skip
     add("--heuristics", action="store_true", default=None, help="keep layers that gain little")
     add("--seed", type=int, metavar="N", help="seed of everything random")
     add("--device", help="auto, cpu, cuda, cuda:1, ...")
     add("--json", action="store_true", help="print JSON for machines; no progress bar")
     add("--list-formats", action=_ListFormats, nargs=0, help="print the formats and leave")
+    add("--list-presets", action=_ListPresets, nargs=0, help="print the presets and leave")
 
 
 class _ListFormats(argparse.Action):
@@ -80,9 +87,26 @@ class _ListFormats(argparse.Action):
         parser.exit()
 
 
+class _ListPresets(argparse.Action):
+    def __call__(self, parser: argparse.ArgumentParser, namespace: Any, *_: Any) -> None:
+        from ..converters.preset_files import load_presets, own_presets, user_presets_file
+
+        given = namespace.presets
+        try:
+            own = {preset.name for preset in own_presets(given)}
+            for preset in load_presets(given).values():
+                whose = " (yours)" if preset.name in own else ""
+                print(f"{preset.name:24} {preset.category}; {preset.help}{whose}")
+        except RecipeError as error:
+            parser.error(str(error))
+        print(f"presets of your own: {given or user_presets_file()}")
+        parser.exit()
+
+
 def make_recipe(args: argparse.Namespace) -> Any:
     from ..converters import Recipe
     from ..converters.layer_config import load_layer_config
+    from ..converters.preset_files import own_presets
 
     settings: dict[str, Any] = {}
     if args.recipe is not None:
@@ -91,6 +115,8 @@ def make_recipe(args: argparse.Namespace) -> Any:
         value = getattr(args, name, None)
         if value is not None:
             settings[name] = value
+    if args.presets is not None:
+        settings["presets"] = own_presets(args.presets)
     if args.layer_config is not None:
         settings["layer_config"] = load_layer_config(args.layer_config)
     for name in ("calibrated", "learned"):

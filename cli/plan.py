@@ -22,7 +22,7 @@ def add(commands: Any) -> None:
 def _plan(args: argparse.Namespace) -> int:
     from ..checkpoints import write_text
     from ..converters import plan_file
-    from ..converters.plan import plan_json, template
+    from ..converters.plan_views import plan_json, template
     from ..converters.report import human_bytes, make_report
 
     recipe = make_recipe(args)

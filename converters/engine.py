@@ -21,6 +21,7 @@ from ..layouts import get_format
 from .calibration import Calibration
 from .model import ModelView
 from .outcome import Outcome
+from .output import WrittenSink, marker
 from .plan import Plan, TensorPlan, make_plan
 from .recipe import Recipe
 from .report import Progress, Report, make_report
@@ -86,7 +87,9 @@ def convert(
             run = _Run(rows, solver, plan, recipe, statistics, progress, cancel)
             try:
                 with open_sink(plan.entries, plan.metadata) as sink:
-                    run.carry_out(sink)
+                    run.carry_out(WrittenSink(sink, plan.names, plan.entries))
+                    for name, entry in plan.markers.items():
+                        sink.write(name, marker(entry))
                 break
             except NonFiniteError as found:
                 bad.update(run.find_nonfinite(found.layer))

@@ -33,7 +33,7 @@ def quantize_module(
     Returns:
         The module itself, and the report.
     """
-    recipe = recipe or Recipe()
+    recipe = (recipe or Recipe()).in_memory
     linears = dict(_linears(module))
     tensors = {f"{name}.weight": linear.weight for name, linear in linears.items()}
     biases = {f"{n}.bias": linear.bias for n, linear in linears.items() if linear.bias is not None}

@@ -109,6 +109,16 @@ class Rule(Options):
     def _check_match(cls, pattern: str) -> str:
         return check_pattern(pattern)
 
+    @model_validator(mode="after")
+    def _check_skip(self) -> Rule:
+        given = [name for name in Options.model_fields if getattr(self, name) is not None]
+        if self.skip and given:
+            raise ValueError(
+                f"rule {self.match!r}: skip keeps its layers as they are, and {', '.join(given)} "
+                "would change them: leave one out"
+            )
+        return self
+
     def matches(self, layer: str) -> bool:
         """Whether the rule speaks of ``layer``."""
         return search_pattern(self.match, layer)

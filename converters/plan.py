@@ -4,8 +4,6 @@ is read.
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -20,7 +18,9 @@ from ..layouts import Candidate, Format, Spec, get_format
 from .matching import search_pattern
 from .model import ModelView
 from .options import AUTO, TIED
+from .output import written
 from .policies import Decisions, decisions
+from .preset_files import own_presets
 from .presets import Decision
 from .recipe import METADATA_KEY, Options, Recipe
 from .source import Description
@@ -79,7 +79,15 @@ class TensorPlan:
 class Plan:
     """What happens to every tensor, the metadata of the output, and what a person should know.
 
-    ``choice`` says why, where the format was chosen for the goal.
+    Attributes:
+        tensors: the source's tensors in order, each with what it makes.
+        metadata: of the output.
+        preset: the names of the presets that decide.
+        evidence: what they were recognised by.
+        warnings: what a person should know.
+        choice: why this format, where it was chosen for the goal.
+        names: the file's name of each output tensor that has another one there.
+        markers: output tensors that come from no tensor of the source; all zeros.
     """
 
     tensors: tuple[TensorPlan, ...]
@@ -88,11 +96,14 @@ class Plan:
     evidence: str
     warnings: tuple[str, ...]
     choice: Suggestion | None = None
+    names: Mapping[str, str] = field(default_factory=dict)
+    markers: Mapping[str, Entry] = field(default_factory=dict)
 
     @property
     def entries(self) -> dict[str, Entry]:
         """Every output tensor: dtype, shape."""
-        return {name: entry for t in self.tensors for name, entry in t.entries.items()}
+        found = {name: entry for t in self.tensors for name, entry in t.entries.items()}
+        return {**found, **self.markers}
 
     @property
     def size(self) -> int:
@@ -124,28 +135,36 @@ def make_plan(
             ``"imported"``, or that it sees ``"few tokens"`` a call.
     """
     recipe, choice = choose_format(model, recipe)
-    decided = decisions(model, recipe.preset)
+    own = own_presets(recipe.presets or None)
+    decided = decisions(model, recipe.preset, own)
     policy = decided.policy
     facts = known or (lambda layer, what: False)
     tensors = tuple(
         _plan_tensor(model, name, recipe, decided, keep or {}, facts) for name in model.names
     )
-    warnings = [*policy.warnings, *model.notes]
+    out = written(tensors, recipe)
+    warnings = [*policy.warnings, *model.notes, *out.warnings]
     quantized = sum(t.action == "quantize" for t in tensors)
+    warnings += _unused(recipe)
     if not quantized:
         warnings.append("nothing was quantized: no layer suits the recipe; see the reasons")
     confs = {
         t.layer: dict(t.conf)
-        for t in tensors
+        for t in out.tensors
         if t.conf is not None and f"{t.layer}.comfy_quant" in t.entries
     }
     metadata = {k: v for k, v in model.source.metadata.items() if k != HEADER_KEY}
     if confs and recipe.header:
         metadata[HEADER_KEY] = layers_metadata(confs)
-    metadata[METADATA_KEY] = recipe.to_json()
+    used = tuple(p for p in own if p.name in policy.presets or p.category == "base")
+    metadata[METADATA_KEY] = recipe.model_copy(update={"presets": used}).to_json()
     preset = "+".join(policy.presets) or ("none" if recipe.preset is None else "unknown model")
     evidence = policy.detection.evidence
-    return Plan(tensors, metadata, preset, evidence, tuple(warnings), choice)
+    return Plan(
+        *(out.tensors, metadata, preset, evidence, tuple(warnings), choice),
+        names=out.names,
+        markers=out.markers,
+    )
 
 
 def choose_format(
@@ -194,7 +213,7 @@ def _plan_tensor(
     assert options.format is not None
     fmt = get_format(options.format)
     exact = options.full_precision_matrix_mult
-    if exact is None and known(layer, "few tokens"):
+    if exact is None and recipe.output == "comfy_quant" and known(layer, "few tokens"):
         exact, reason = True, "; ".join(filter(None, (reason, "few tokens a call: decoded first")))
     asked = (options.scaling, options.group_size, options.convrot, options.variant, options.form)
     spec, note, conf, storage, length = _stored_as(fmt, asked, bool(exact), shape)
@@ -278,6 +297,20 @@ def _options(
     return (None, reason) if reason else (recipe, "")
 
 
+def _unused(recipe: Recipe) -> list[str]:
+    """Rules that an earlier one of the same pattern leaves nothing to."""
+    first: dict[str, int] = {}
+    found = []
+    for number, rule in enumerate(recipe.rules, 1):
+        before = first.setdefault(rule.match, number)
+        if before != number and rule != recipe.rules[before - 1]:
+            found.append(
+                f"rule {number} contradicts rule {before}, whose pattern {rule.match!r} is the "
+                "same and which comes first: remove one"
+            )
+    return found
+
+
 def _gains_little(shape: tuple[int, ...]) -> str:
     """Why a matrix of this shape is not worth quantizing, or ''."""
     if len(shape) != 2:
@@ -304,42 +337,3 @@ def _kept(model: ModelView, name: str, reason: str) -> TensorPlan:
         entries[f"{layer}.comfy_quant"] = (torch.uint8, (len(encode_conf(stored.conf)),))
     reason = f"{reason}; already {stored.format.id}"
     return TensorPlan(name, "keep", shape, None, None, reason, entries, stored.conf, before)
-
-
-def plan_json(plan: Plan) -> str:
-    """The plan for machines."""
-    rows = [
-        {
-            "name": t.name,
-            "action": t.action,
-            "shape": list(t.shape),
-            "format": t.spec.format if t.spec else (t.conf or {}).get("format"),
-            "stored_as": t.spec.describe() if t.spec else None,
-            "reason": t.reason,
-            "bytes_before": t.bytes_before,
-            "bytes_after": t.bytes_after,
-        }
-        for t in plan.tensors
-    ]
-    top = {
-        "preset": plan.preset,
-        "evidence": plan.evidence,
-        "choice": None if plan.choice is None else plan.choice.table(),
-        "warnings": plan.warnings,
-    }
-    return json.dumps({**top, "size": plan.size, "tensors": rows}, ensure_ascii=False)
-
-
-def template(plan: Plan) -> str:
-    """A layer config to edit, as JSON: what is planned for each linear layer, with its shape."""
-    entries: dict[str, dict[str, object]] = {}
-    for t in plan.tensors:
-        if t.action not in ("quantize", "keep") or len(t.shape) != 2:
-            continue
-        asked: dict[str, object] = {"skip": True}
-        if t.spec is not None:
-            named = ("format", "scaling", "group_size", "convrot", "variant")
-            said = {name: getattr(t.spec, name) for name in named}
-            asked = {name: value for name, value in said.items() if value is not None}
-        entries[f"^{re.escape(t.layer)}$"] = {**asked, "_shape": list(t.shape)}
-    return json.dumps(entries, indent=2)

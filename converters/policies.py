@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from weakref import WeakKeyDictionary
 
 from .model import ModelView
-from .presets import Decision, Policy, resolve, user_presets_file
+from .preset_files import Preset
+from .presets import Decision, Policy, resolve
 
-Asked = tuple[str | tuple[str, ...] | None, str, int]
+Asked = tuple[str | tuple[str, ...] | None, tuple[Preset, ...]]
 _known: WeakKeyDictionary[ModelView, dict[Asked, Decisions]] = WeakKeyDictionary()
 
 
@@ -31,15 +32,14 @@ class Decisions:
         return found
 
 
-def decisions(model: ModelView, preset: str | tuple[str, ...] | None) -> Decisions:
+def decisions(
+    model: ModelView, preset: str | tuple[str, ...] | None, own: tuple[Preset, ...]
+) -> Decisions:
     """What ``preset`` says about ``model``'s layers. Raises RecipeError for an unknown preset.
 
-    It is remembered as long as the model is, until the person's own presets change.
+    ``own``: a person's own presets. It is remembered as long as the model is.
     """
-    file = user_presets_file()
-    changed = file.stat().st_mtime_ns if file.is_file() else 0
-    asked = preset, str(file), changed
     known = _known.setdefault(model, {})
-    if asked not in known:
-        known[asked] = Decisions(resolve(preset, model.names))
-    return known[asked]
+    if (preset, own) not in known:
+        known[preset, own] = Decisions(resolve(preset, model.names, own))
+    return known[preset, own]

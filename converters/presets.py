@@ -1,116 +1,31 @@
-"""Model presets: which layers of which family stay in high precision, and how one is recognised.
-
-The families are data, in ``presets.json`` beside this file: a list of entries with ``name``,
-``category``, ``help``, ``recognise``, ``keep`` and ``remove`` (patterns: see ``patterns.py``). A
-person's own JSON file, in the same form, adds entries and overrides fields of those that exist.
-Two entries are of category ``base``: *everywhere* applies to every model, *guess* (the usual names
-of first and last projections) to models no entry describes.
-"""
+"""Which layers of a model stay in high precision: its family recognised, presets made a policy."""
 
 from __future__ import annotations
 
-import json
-import os
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
-
-from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
+from typing import Literal
 
 from ..errors import RecipeError
-from .patterns import bound, checked, counted, found
-
-BUILTIN = Path(__file__).with_name("presets.json")
-ENVIRONMENT = "ROUNDSMITH_PRESETS"
+from .preset_files import (
+    MODEL_PREFIXES,
+    SURE_PREFIXES,
+    TEXT_ENCODER,
+    VAE,
+    Extra,
+    Preset,
+    all_presets,
+    load_presets,
+    user_presets_file,
+)
 
 Role = Literal["model", "text_encoder", "vae", "other"]
 Action = Literal["quantize", "keep", "remove"]
 Kind = Literal["diffusion", "text_encoder", "checkpoint", "unknown"]
-
-_VAE = re.compile(r"^(?:first_stage_model|vae|audio_vae|pretransform|vocoder)\.")
-_TEXT_ENCODER = re.compile(
-    r"^(?:text_encoders\.[^.]+|conditioner\.embedders\.\d+|cond_stage_model|text_encoder(?:_\d+)?"
-    r"|text_embedding_projection)\.(?:transformer\.)?"
-)
-_SURE_PREFIXES = ("model.diffusion_model.",)
-_MODEL_PREFIXES = (
-    *_SURE_PREFIXES,
-    "model.model.",
-    "diffusion_model.",
-    "net.",
-    "transformer.",
-    "unet.",
-)
 _EVERYWHERE = "everywhere"  # the base preset that holds for every model
 _ACTIONS: tuple[Action, ...] = ("remove", "keep")
 Split = dict[tuple[Role, str], list[str]]  # names of each part, stripped of its prefix and sorted
-
-
-def _strip(name: str) -> str:
-    """``name`` without the prefix of the model, text encoder or VAE it belongs to."""
-    if prefix := _TEXT_ENCODER.match(name) or _VAE.match(name):
-        return name[prefix.end() :]
-    return next((name[len(p) :] for p in _MODEL_PREFIXES if name.startswith(p)), name)
-
-
-class Rule(BaseModel):
-    """Matches names that hold every pattern of ``all``, one of ``any`` (if given), no ``none``."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    all: tuple[str, ...] = ()
-    any: tuple[str, ...] = ()
-    none: tuple[str, ...] = ()
-
-    @field_validator("all", "any", "none")
-    @classmethod
-    def _not_empty(cls, patterns: tuple[str, ...]) -> tuple[str, ...]:
-        return checked(patterns)
-
-    def evidence(self, blob: str) -> list[str] | None:
-        """What of the rule was found in ``blob`` (stripped names, one a line); None: no match."""
-        if not (self.all or self.any) or any(found(p, blob) for p in self.none):
-            return None
-        some = [p for p in self.any if found(p, blob)]
-        if (self.any and not some) or not all(found(p, blob) for p in self.all):
-            return None
-        return [counted(p, blob) for p in (*self.all, *some)]
-
-
-class Preset(BaseModel):
-    """One family: how it is recognised, what stays in high precision, what is dropped."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    name: str
-    category: Literal["diffusion", "text_encoder", "base"]
-    help: str = ""
-    recognise: tuple[Rule, ...] = ()  # any of them; none: the preset is chosen by hand only
-    keep: tuple[str, ...] = ()
-    remove: tuple[str, ...] = ()
-
-    @field_validator("keep", "remove")
-    @classmethod
-    def _not_empty(cls, patterns: tuple[str, ...]) -> tuple[str, ...]:
-        return checked(patterns)
-
-    def match(self, layer_name: str) -> str | None:
-        """``remove:<pattern>``, ``keep:<pattern>`` or None for a layer's or tensor's full name."""
-        return self.match_stripped(_strip(layer_name))
-
-    def match_stripped(self, name: str) -> str | None:
-        """As :meth:`match`, for a name whose prefix is off already."""
-        for action, patterns in (("remove", self.remove), ("keep", self.keep)):
-            for pattern in patterns:
-                if found(pattern, name):
-                    return f"{action}:{pattern}"
-        return None
-
-    def bind(self, blob: str) -> Preset:
-        """This preset with ``{last}`` replaced by the model's highest block index."""
-        return self.model_copy(update={"keep": tuple(bound(p, blob) for p in self.keep)})
 
 
 @dataclass(frozen=True)
@@ -144,67 +59,20 @@ class Decision:
     final: bool = False
 
 
-def user_presets_file() -> Path:
-    """A person's own presets: ``$ROUNDSMITH_PRESETS``, else a file of the configuration folder."""
-    if given := os.environ.get(ENVIRONMENT):
-        return Path(given)
-    folder = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config")
-    return folder / "roundsmith" / "presets.json"
-
-
-def _load(extra: Path | None) -> dict[str, Preset]:
-    entries: dict[str, dict[str, Any]] = {}
-    presets = _read(BUILTIN, entries)
-    file = Path(extra) if extra else user_presets_file()
-    return {**presets, **_read(file, entries)} if extra or file.is_file() else presets
-
-
-def _read(file: Path, entries: dict[str, dict[str, Any]]) -> dict[str, Preset]:
-    """The presets of one file; each entry is laid over the one of its name in ``entries``."""
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise RecipeError(f"{file}: cannot be read as presets: {error}") from error
-    if not isinstance(content, list):
-        raise RecipeError(f"{file}: presets are a list of entries, not a {type(content).__name__}")
-    presets = {}
-    for index, entry in enumerate(content):
-        name = entry.get("name") if isinstance(entry, dict) else None
-        if not isinstance(name, str) or not name or name == "auto":
-            raise RecipeError(f"{file}: entry {index}: field 'name' is missing or not a name")
-        entries[name] = {**entries.get(name, {}), **entry}
-        try:
-            presets[name] = Preset.model_validate(entries[name])
-        except ValidationError as error:
-            fault = error.errors()[0]
-            where = f"entry {index} ({name!r}): field {'.'.join(map(str, fault['loc']))!r}"
-            raise RecipeError(f"{file}: {where}: {fault['msg']}") from error
-    return presets
-
-
-def load_presets(extra: Path | None = None) -> dict[str, Preset]:
-    """All presets by name: the built-in ones, then those of ``extra``.
-
-    Without ``extra``, :func:`user_presets_file` is read where it is there.
-    Raises RecipeError naming the file, the entry and the field when a file is not valid.
-    """
-    return {name: preset for name, preset in _load(extra).items() if preset.category != "base"}
-
-
 def _split(names: Iterable[str]) -> Split:
     """Names by part of the file (role and prefix), stripped of the prefix, sorted."""
     parts: Split = {}
     rest: list[str] = []
     for name in sorted(set(names)):
-        if match := _VAE.match(name):
+        if match := VAE.match(name):
             parts.setdefault(("vae", match.group()), []).append(name[match.end() :])
-        elif match := _TEXT_ENCODER.match(name):
+        elif match := TEXT_ENCODER.match(name):
             parts.setdefault(("text_encoder", match.group()), []).append(name[match.end() :])
         else:
             rest.append(name)
     prefix = ""
-    for candidate in reversed(_MODEL_PREFIXES):
-        enough = 5 if candidate in _SURE_PREFIXES else len(rest) // 2
+    for candidate in reversed(MODEL_PREFIXES):
+        enough = 5 if candidate in SURE_PREFIXES else len(rest) // 2
         if sum(name.startswith(candidate) for name in rest) > enough:
             prefix = candidate
     for name in rest:
@@ -229,7 +97,7 @@ def _recognise(blob: str, presets: Iterable[Preset]) -> tuple[str | None, str]:
     return name, evidence
 
 
-def detect(names: Iterable[str], extra: Path | None = None) -> Detection:
+def detect(names: Iterable[str], extra: Extra = None) -> Detection:
     """Recognise a model by its tensor names alone; their order plays no part.
 
     ``extra`` is a file of presets, as for :func:`load_presets`.
@@ -237,7 +105,7 @@ def detect(names: Iterable[str], extra: Path | None = None) -> Detection:
     return _detect(_split(names), load_presets(extra), extra)
 
 
-def _detect(split: Split, presets: dict[str, Preset], extra: Path | None) -> Detection:
+def _detect(split: Split, presets: dict[str, Preset], extra: Extra) -> Detection:
     parts = []
     for (role, prefix), names in split.items():
         wanted = [p for p in presets.values() if role == "model" or p.category == role]
@@ -260,7 +128,7 @@ def _detect(split: Split, presets: dict[str, Preset], extra: Path | None) -> Det
     evidence += [f"{p.prefix}{p.evidence}" for p in encoders if p.preset and p is not main]
     warning = None
     if main.preset is None:
-        file = extra or user_presets_file()
+        file = extra if isinstance(extra, Path) else user_presets_file()
         warning = (
             "unknown model: norms, embeddings and what look like its first and last projections "
             f"stay in high precision; choose a preset, or describe the model in {file}"
@@ -308,7 +176,7 @@ class Policy:
 
 
 def resolve(
-    presets: str | Sequence[str] | None, names: Iterable[str], extra: Path | None = None
+    presets: str | Sequence[str] | None, names: Iterable[str], extra: Extra = None
 ) -> Policy:
     """The policy for a file with these tensor names.
 
@@ -317,12 +185,15 @@ def resolve(
     encoder is left alone unless it is recognised and a preset for it was asked for. Raises
     RecipeError for a name that is not there.
     """
-    known = _load(extra)
+    known = all_presets(extra)
     asked = [] if presets is None else [presets] if isinstance(presets, str) else list(presets)
     for name in asked:
         if name != "auto" and (name not in known or known[name].category == "base"):
             choices = ", ".join(sorted(n for n, p in known.items() if p.category != "base"))
-            raise RecipeError(f"unknown preset {name!r}; there are: auto, {choices}")
+            raise RecipeError(
+                f"unknown preset {name!r}; there are: auto, {choices}. Presets of your own go into "
+                f"{user_presets_file()}"
+            )
     split = _split(names)
     loaded = {name: preset for name, preset in known.items() if preset.category != "base"}
     detection = _detect(split, loaded, extra)

@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from ..checkpoints import Checkpoint
 from ..errors import RecipeError
+from ..layouts import get_format
 from .layer_config import DEFAULT, LayerEntry, Match, most_specific
+from .legacy_layout import holds
 from .matching import check_pattern
-from .options import ROUNDING_HELP, TIED, Goal, Options, Rounding, Rule
+from .options import AUTO, ROUNDING_HELP, TIED, Goal, Options, Rounding, Rule
+from .preset_files import Preset, complete
 from .rounding import CalibratedOptions, LearnedOptions
 
 METADATA_KEY = "roundsmith_recipe"
@@ -36,6 +39,11 @@ class Recipe(Options):
     rounding: Rounding = Field("auto", description=ROUNDING_HELP)
     preset: str | tuple[str, ...] | None = Field(
         "auto", description="which layers stay in high precision: auto, preset names, or none"
+    )
+    presets: tuple[Preset, ...] = Field(
+        (),
+        description="presets of one's own that preset may name or recognise, as a presets file has "
+        "them; by default those of the person's file, and an output says which of them decided",
     )
     rules: tuple[Rule, ...] = Field((), description="options by layer; the first match wins")
     layer_config: dict[str, LayerEntry] = Field(
@@ -69,6 +77,14 @@ class Recipe(Options):
     input_scales: str | None = Field(
         None, description="JSON or safetensors file that input scales are imported from"
     )
+    output: Literal["comfy_quant", "fp8_scaled"] = Field(
+        "comfy_quant",
+        description="how the file says what its layers are: comfy_quant, or fp8_scaled, the older "
+        "layout of FP8 files",
+    )
+    keep_1d_scales: bool = Field(
+        False, description="store a tensor's one scale as [1], as older tools do, instead of []"
+    )
     header: bool = Field(True, description="write the layers' JSON into the file header too")
     seed: int = Field(0, ge=0, description="seed of everything random")
     device: str = Field("auto", description="where rounding runs: auto, cpu, cuda, cuda:1, ...")
@@ -77,6 +93,11 @@ class Recipe(Options):
         set_too = [name for name in TIED if getattr(self, name) is not None]
         if set_too:
             raise ValueError(f"format auto chooses {', '.join(set_too)} as well; leave them out")
+
+    @field_validator("presets", mode="before")
+    @classmethod
+    def _complete_presets(cls, entries: Any) -> Any:
+        return complete(entries)
 
     @field_validator("layer_config")
     @classmethod
@@ -96,6 +117,36 @@ class Recipe(Options):
         if fallback is not None and fallback.format is None:
             raise ValueError("fallback names no format")
         return fallback
+
+    @model_validator(mode="after")
+    def _check_input_scales(self) -> Recipe:
+        if (self.input_scale == "imported") != (self.input_scales is not None):
+            raise ValueError(
+                f"input_scale is {self.input_scale} and input_scales is {self.input_scales}: "
+                "imported and a file go together, give both or neither"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_output(self) -> Recipe:
+        if self.output == "comfy_quant":
+            return self
+        parts: dict[str, Options | None] = {"format": self, "fallback": self.fallback}
+        parts |= {f"rules.{i}": rule for i, rule in enumerate(self.rules)}
+        parts |= {f"layer_config.{name}": entry for name, entry in self.layer_config.items()}
+        for where, options in parts.items():
+            name = None if options is None else options.format
+            if name is not None and (name == AUTO or not holds(get_format(name))):
+                raise ValueError(
+                    f"output fp8_scaled holds FP8 with plain scales only, and {where} is {name}: "
+                    "choose float8_e4m3fn, or output comfy_quant"
+                )
+        return self
+
+    @property
+    def in_memory(self) -> Recipe:
+        """The recipe for a model that runs at once: how a file would say it does not count."""
+        return self.model_copy(update={"output": "comfy_quant", "keep_1d_scales": False})
 
     @property
     def uses_statistics(self) -> bool:

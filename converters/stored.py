@@ -20,10 +20,9 @@ import torch
 from ..checkpoints import read_layers
 from ..errors import FormatError
 from ..layouts import Format, formats, identify
+from .legacy_layout import MARKER, OLD_NAMES
 from .source import Source
 
-_LEGACY = {"scale_weight": "weight_scale", "scale_input": "input_scale"}
-_MARKER = "scaled_fp8"
 _NAMES: Mapping[torch.dtype | None, str] = {
     torch.float8_e4m3fn: "float8_e4m3fn",
     torch.float8_e5m2: "float8_e5m2",
@@ -141,21 +140,21 @@ def _find_legacy(
     problems: dict[str, str] | None,
 ) -> None:
     markers = {
-        name.removesuffix(_MARKER): _elements(source, name)
+        name.removesuffix(MARKER): _elements(source, name)
         for name in source.tensors
-        if name == _MARKER or name.endswith("." + _MARKER)
+        if name == MARKER or name.endswith("." + MARKER)
     }
-    found.bookkeeping.update(prefix + _MARKER for prefix in markers)
+    found.bookkeeping.update(prefix + MARKER for prefix in markers)
     dummies = []
     for layer, suffixes in parts.items():
-        renamed = {_LEGACY.get(suffix, suffix): name for suffix, name in suffixes.items()}
+        renamed = {OLD_NAMES.get(suffix, suffix): name for suffix, name in suffixes.items()}
         known = layer in found.layers or layer in (problems or ())
         if known or "weight_scale" not in renamed or "weight" not in renamed:
             continue
         name = _NAMES.get(source.tensors[renamed["weight"]].dtype)
         if name is None:
             dummies.append(layer)
-            found.bookkeeping.update(suffixes[s] for s in _LEGACY if s in suffixes)
+            found.bookkeeping.update(suffixes[s] for s in OLD_NAMES if s in suffixes)
             continue
         full = any(n == 2 for prefix, n in markers.items() if layer.startswith(prefix))
         try:

@@ -8,9 +8,9 @@ from typing import Any, get_args
 
 from comfy_api.latest import io
 
+from ..bridge.presets import preset_names
 from ..converters import Recipe, Rule
 from ..converters.layer_config import DEFAULT
-from ..converters.presets import load_presets
 from ..converters.rounding import CalibratedOptions, LearnedOptions
 from ..converters.rule_text import parse_rules
 from ..converters.strict import Strict
@@ -85,11 +85,12 @@ def recipe_inputs() -> list[io.Input]:
         rounding_input(),
         io.Combo.Input(
             "preset",
-            options=["auto", "none", *load_presets()],
+            options=["auto", "none", *preset_names()],
             default="auto",
             advanced=True,
             tooltip="Which layers stay in high precision. auto recognises the model's family; none "
-            "quantizes every linear layer.",
+            "quantizes every linear layer. Presets of your own, from roundsmith/presets.json in "
+            "ComfyUI's user folder, are listed too.",
         ),
         io.Combo.Input(
             "scale_search",
@@ -142,6 +143,28 @@ def recipe_inputs() -> list[io.Input]:
     ]
 
 
+def output_inputs() -> list[io.Input]:
+    """How a file says what its layers are; the last widgets of nodes that write or plan one."""
+    return [
+        io.Combo.Input(
+            "output",
+            options=["comfy_quant", "fp8_scaled"],
+            default="comfy_quant",
+            advanced=True,
+            tooltip="How the file says what its layers are. comfy_quant is what ComfyUI and "
+            "Roundsmith read. fp8_scaled is the older layout, for tools that know no other: FP8 "
+            "formats only.",
+        ),
+        io.Boolean.Input(
+            "keep_1d_scales",
+            default=False,
+            advanced=True,
+            tooltip="Store a tensor's one scale as a list of one number, as some older tools do "
+            "and expect. The values are the same.",
+        ),
+    ]
+
+
 def make_recipe(
     format: Mapping[str, Any],
     rounding: Mapping[str, Any] | None = None,
@@ -157,6 +180,9 @@ def make_recipe(
     layer_config: str = "",
     layer_config_match: str = "search",
     layer_rules: str = "",
+    output: str = "comfy_quant",
+    keep_1d_scales: bool = False,
+    more_presets: str = "",
     recipe: Recipe | None = None,
 ) -> Recipe:
     """The recipe for what the inputs say; ``recipe`` itself where one is connected.
@@ -175,7 +201,7 @@ def make_recipe(
         rounding=kind,
         **({kind: settings} if settings else {}),
         **format_options(format),
-        preset=None if preset == "none" else preset,
+        preset=_presets(preset, more_presets),
         scale_search=_SWITCH.get(scale_search),
         full_precision_matrix_mult=_SWITCH.get(full_precision_matmul),
         heuristics=heuristics,
@@ -186,6 +212,8 @@ def make_recipe(
         fallback=_fallback(fallback),
         layer_config=_json_object("layer_config", layer_config),
         layer_config_match=layer_config_match,
+        output=output,
+        keep_1d_scales=keep_1d_scales,
     )
 
 
@@ -202,6 +230,13 @@ def make_rule(match: str, format: Mapping[str, Any], rounding: str, **switches: 
         scale_search=_SWITCH.get(switches["scale_search"]),
         **format_options(format),
     )
+
+
+def _presets(preset: str, more: str) -> str | tuple[str, ...] | None:
+    others = more.split()
+    if not others:
+        return None if preset == "none" else preset
+    return (*(() if preset == "none" else (preset,)), *others)
 
 
 def _fallback(format: Mapping[str, Any] | None) -> dict[str, Any] | None:

@@ -10,10 +10,10 @@ from ..bridge.file_tools import version_of
 from ..bridge.paths import list_sources, resolve_source
 from ..bridge.summaries import of_report
 from ..converters import plan_file
-from ..converters.plan import template
+from ..converters.plan_views import template
 from ..converters.report import human_bytes, make_report
 from ._format import format_input
-from ._recipe import make_recipe, recipe_input, recipe_inputs
+from ._recipe import make_recipe, output_inputs, recipe_input, recipe_inputs
 from ._result import with_result
 
 
@@ -46,6 +46,7 @@ class PlanQuantization(io.ComfyNode):
                 ),
                 format_input(),
                 *recipe_inputs(),
+                *output_inputs(),
                 recipe_input(),
             ],
             outputs=[

@@ -7,7 +7,7 @@ from typing import Any
 from comfy_api.latest import io
 
 from ._format import fallback_input, format_input
-from ._recipe import make_recipe, recipe_inputs
+from ._recipe import make_recipe, output_inputs, recipe_inputs
 from ._result import with_json
 from ._types import Recipe, Rules
 
@@ -47,6 +47,15 @@ class QuantizationRecipe(io.ComfyNode):
                     advanced=True,
                     tooltip="Whether the layer config's patterns are searched in a layer's name, "
                     "or have to be all of it.",
+                ),
+                *output_inputs(),
+                io.String.Input(
+                    "more_presets",
+                    default="",
+                    multiline=True,
+                    advanced=True,
+                    tooltip="Presets beside the one above, one a line: what any of them keeps in "
+                    "high precision is kept.",
                 ),
                 io.String.Input(
                     "layer_rules",

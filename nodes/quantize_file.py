@@ -10,7 +10,7 @@ from ..bridge.files import quantize_file
 from ..bridge.paths import FOLDERS, list_sources
 from ..bridge.summaries import of_report
 from ._format import format_input
-from ._recipe import make_recipe, recipe_input, recipe_inputs
+from ._recipe import make_recipe, output_inputs, recipe_input, recipe_inputs
 from ._result import brief, with_result
 from ._types import Calibration
 
@@ -69,6 +69,7 @@ class QuantizeFile(io.ComfyNode):
                     tooltip="Replace a file that is there already. Otherwise it is an error.",
                 ),
                 *recipe_inputs(),
+                *output_inputs(),
                 Calibration.Input(
                     "calibration",
                     optional=True,

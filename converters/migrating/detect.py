@@ -10,11 +10,8 @@ import torch
 
 from ...checkpoints import Checkpoint, QuantizedLayers, read_layers
 from ...errors import CheckpointError
+from ..legacy_layout import FLOAT8, MARKER, OLD_NAMES
 from ..stored import StoredLayer, stored_layers
-
-MARKER = "scaled_fp8"
-OLD_NAMES = {"scale_weight": "weight_scale", "scale_input": "input_scale"}
-_FLOAT8 = (torch.float8_e4m3fn, torch.float8_e5m2)
 
 
 @dataclass
@@ -97,7 +94,7 @@ def detect(source: Checkpoint) -> Detected:
             found.markers[name] = (torch.Size(info.shape).numel(), info.dtype_name)
             continue
         layer, _, suffix = name.rpartition(".")
-        if suffix == "weight" and info.dtype in _FLOAT8 and layer not in stored.layers:
+        if suffix == "weight" and info.dtype in FLOAT8 and layer not in stored.layers:
             found.plain.append(layer)
     return found
 

@@ -1,8 +1,4 @@
-"""The older layout: ``scaled_fp8``, ``scale_weight``, ``scale_input``, no JSON.
-
-The marker ``scaled_fp8`` has the weights' dtype; 2 elements ask for full-precision products, 0 or 1
-do not.
-"""
+"""A checkpoint made into, or cleaned in, the older layout: see ``converters/legacy_layout.py``."""
 
 from __future__ import annotations
 
@@ -10,16 +6,22 @@ import torch
 
 from ...checkpoints.tensors import DTYPES
 from ...errors import FormatError
+from ..legacy_layout import (
+    FLOAT8,
+    FULL,
+    NEW_NAMES,
+    NOT_E4M3,
+    holds,
+    marker_elements,
+    marker_names,
+    several_scales,
+)
 from ..patching import Patch
 from ..stored import StoredLayer
-from .detect import MARKER, OLD_NAMES, Detected
+from .detect import Detected
 from .options import MigrateOptions
 
-_NEW_NAMES = {new: old for old, new in OLD_NAMES.items()}
-_FLOAT8 = (torch.float8_e4m3fn, torch.float8_e5m2)
-_PREFIX = "model.diffusion_model."
-_FULL = "full_precision_matrix_mult"
-_KEPT = ("format", "group_size", "orig_dtype", "orig_shape", _FULL)  # the tensors tell, or defaults
+_KEPT = ("format", "group_size", "orig_dtype", "orig_shape", FULL)  # the tensors tell, or defaults
 
 
 def write_legacy(
@@ -34,7 +36,7 @@ def write_legacy(
         _check(layer, layers[layer])
         stored = layers[layer]
         for suffix, name in stored.parts.items():
-            patch.rename(name, f"{layer}.{_NEW_NAMES.get(suffix, suffix)}")
+            patch.rename(name, f"{layer}.{NEW_NAMES.get(suffix, suffix)}")
         if "weight_scale" not in stored.parts:
             patch.put(f"{layer}.scale_weight", torch.ones(()))
     patch.undescribe(moved)
@@ -45,7 +47,7 @@ def write_legacy(
         for layer in missing:
             patch.put(f"{layer}.scale_input", torch.ones(()))
         scaled += missing
-    float8 = [x for x in legacy if layers[x].format.weight_dtype in _FLOAT8]
+    float8 = [x for x in legacy if layers[x].format.weight_dtype in FLOAT8]
     if not float8:
         for name in found.markers:
             patch.drop(name)
@@ -56,19 +58,16 @@ def write_legacy(
         notes.append(f"the older layout has no place for {', '.join(sorted(lost))}: gone")
     dtypes = {layers[x].format.weight_dtype for x in float8}
     if dtypes != {torch.float8_e4m3fn}:
-        notes.append("ComfyUI 0.29 and newer take the weights of this layout for E4M3")
+        notes.append(NOT_E4M3)
     several = [x for x in float8 if _scales(patch, layers[x]) > 1]
     if several:
-        notes.append(
-            f"{len(several)} layers have more than one scale ({several[0]}): in this layout only "
-            "Roundsmith reads them"
-        )
+        notes.append(several_scales(several))
     return notes
 
 
 def _check(layer: str, stored: StoredLayer) -> None:
     fmt = stored.format
-    if fmt.weight_dtype not in _FLOAT8 or not fmt.plain or stored.conf.get("convrot"):
+    if not holds(fmt) or stored.conf.get("convrot"):
         raise FormatError(
             f"layer {layer!r} is {fmt.id}; the older layout holds FP8 with plain scales only: "
             "quantize the original model to float8_e4m3fn first, or keep comfy_quant"
@@ -93,7 +92,7 @@ def _mark(
             "for the file: keep comfy_quant"
         )
     elements, notes = _elements(found, layers, scaled, options)
-    for name in list(found.markers) or [_marker_name(layers)]:
+    for name in list(found.markers) or marker_names(layers):
         own, own_dtype = found.markers.get(name, (None, ""))
         if elements is not None and elements != own:
             patch.put(name, torch.zeros(elements, dtype=DTYPES.get(own_dtype, next(iter(dtypes)))))
@@ -116,28 +115,9 @@ def _elements(
     asked = options.full_precision_matrix_mult
     if found.markers and (asked is None or _asks_full(found) == asked):
         return None, []
-    if asked is not None:
-        return 2 if asked else 0, []
-    full = [x for x, stored in layers.items() if stored.conf.get(_FULL)]
-    if full and len(full) < len(layers):
-        other = next(x for x in layers if x not in full)
-        raise FormatError(
-            f"layer {full[0]!r} asks for full-precision products and {other!r} does not; the older "
-            "layout has one answer for the file: set full_precision_matrix_mult, or marker"
-        )
-    if full or not scaled:
-        told = [] if full else [
-            "without input scales the marker gets 2 elements: full-precision products "
-            "(full_precision_matrix_mult: false for products of codes)"
-        ]  # fmt: skip
-        return 2, told
-    return 0, []
+    full = [x for x, stored in layers.items() if stored.conf.get(FULL)]
+    return marker_elements(layers, full, scaled, asked)
 
 
 def _asks_full(found: Detected) -> bool:
     return any(elements == 2 for elements, _ in found.markers.values())
-
-
-def _marker_name(layers: dict[str, StoredLayer]) -> str:
-    prefixed = all(layer.startswith(_PREFIX) for layer in layers)
-    return f"{_PREFIX}{MARKER}" if prefixed else MARKER

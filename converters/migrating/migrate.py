@@ -17,11 +17,12 @@ import torch
 from ...checkpoints import Checkpoint
 from ...errors import CheckpointError
 from ..editing.scalars import normalise_scales, orphans
+from ..legacy_layout import OLD_NAMES
 from ..matching import search_pattern
 from ..patching import ChangeReport, Destination, Patch, Tool, run_tool
 from ..patching.patch import CancelCallback, ProgressCallback
 from ..stored import StoredLayer
-from .detect import OLD_NAMES, Detected, detect
+from .detect import Detected, detect
 from .legacy import write_legacy
 from .options import MigrateOptions
 from .settle import settle

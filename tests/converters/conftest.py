@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from roundsmith.converters.presets import ENVIRONMENT
+from roundsmith.converters.preset_files import ENVIRONMENT
 
 
 @pytest.fixture(autouse=True)

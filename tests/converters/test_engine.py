@@ -53,14 +53,31 @@ def test_high_precision_layers_are_copied_to_the_last_bit(flux: Path, tmp_path: 
     assert "double_blocks" in report.evidence
 
 
-def test_size_is_codes_and_scales_and_known_beforehand(flux: Path, tmp_path: Path) -> None:
-    for name in ("float8_e4m3fn", "int8_tensorwise", "nvfp4", "mxfp8"):
-        recipe = Recipe(format=name)
-        out = tmp_path / f"{name}.safetensors"
-        plan = roundsmith.plan_file(flux, recipe)
-        report = quantize_file(flux, out, recipe)
-        assert out.stat().st_size == plan.size
-        assert sum(t.bytes_after for t in plan.tensors) == report.bytes_after
+CASES: list[dict[str, object]] = [
+    *({"format": name} for name in roundsmith.layouts.formats()),
+    *({"format": n, "variant": v} for n, f in roundsmith.layouts.formats().items()
+      for v in f.variants[1:]),
+    *({"format": n, "form": v} for n, f in roundsmith.layouts.formats().items()
+      for v in f.forms[1:]),
+    {"format": "int8_tensorwise", "scaling": "tensor"},
+    {"format": "int8_tensorwise", "convrot": "auto"},
+    {"format": "float8_e4m3fn", "input_scale": "weight", "full_precision_matrix_mult": True},
+    {"format": "float8_e4m3fn", "header": False},
+    {"format": "nvfp4", "rules": [{"match": "linear2", "format": "mxfp8"}], "heuristics": True},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("settings", CASES, ids=str)
+def test_size_is_known_beforehand_and_the_recipe_comes_back(
+    settings: dict[str, object], flux: Path, tmp_path: Path
+) -> None:
+    """To the byte, whatever is stored; and the file says how to make it again."""
+    recipe, out = Recipe(rounding="nearest", **settings), tmp_path / "out.safetensors"
+    plan = roundsmith.plan_file(flux, recipe)
+    report = quantize_file(flux, out, recipe)
+    assert out.stat().st_size == plan.size
+    assert sum(t.bytes_after for t in plan.tensors) == report.bytes_after
+    assert Recipe.load(out) == recipe
 
 
 def test_chunks_do_not_show(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

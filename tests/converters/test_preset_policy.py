@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from roundsmith.converters.presets import load_presets, resolve
+from roundsmith.converters.preset_files import load_presets
+from roundsmith.converters.presets import resolve
 from roundsmith.errors import RecipeError
 
 from .families import FAMILIES, T5_DECODER, expanded, linears, names_of

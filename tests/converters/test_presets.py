@@ -7,14 +7,13 @@ import random
 
 import pytest
 
-from roundsmith.converters.presets import (
+from roundsmith.converters.preset_files import (
     ENVIRONMENT,
     Preset,
-    detect,
     load_presets,
-    resolve,
     user_presets_file,
 )
+from roundsmith.converters.presets import detect, resolve
 from roundsmith.errors import RecipeError
 
 from .families import FAMILIES, MANUAL, T5_DECODER, linears, names_of
