@@ -178,9 +178,10 @@ def test_install_writes_its_files_and_nothing_else(tmp_path):
     written = install(tmp_path)
     found = sorted(path for path in tmp_path.rglob("*") if path.is_file())
     assert found == sorted(written)
-    assert {path.parent.name for path in written} == {"diffusion_models", "text_encoders", "vae"}
+    folders = {"diffusion_models", "loras", "text_encoders", "vae"}
+    assert {path.parent.name for path in written} == folders
     assert all(path.name.startswith("roundsmith-demo-") for path in written)
-    assert len(written) == 4
+    assert len(written) == 8
     encoder = next(path for path in written if path.parent.name == "text_encoders")
     with safe_open(encoder, "pt") as file:
         shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
