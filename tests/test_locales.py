@@ -67,7 +67,7 @@ def test_nothing_shown_is_syntax_of_the_frontend(language: str) -> None:
 def test_a_translation_follows_its_schemas() -> None:
     old = {"A": {"name": "model", "tip": "the same"}, "B": {"name": "gone"}}
     zh = {"A": {"name": "模型", "tip": "一样"}, "B": {"name": "没了"}}
-    new = {"A": {"name": "model", "tip": "now different"}, "C": {"name": "model", "tip": "the same"}}
+    new = {"A": {"name": "model", "tip": "now different"}, "C": old["A"]}
     words, missing = follow(old, new, zh)
     assert words == {"A": {"name": "模型"}, "C": {"name": "模型", "tip": "一样"}}
     assert missing == {"A.tip": "now different"}

@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from roundsmith.converters import Recipe, Rule, quantize_file
+from roundsmith.converters.corrections import error_lora_file
 from roundsmith.converters.migrating import MigrateOptions, migrate_file
 from roundsmith.converters.patching import Destination
 
@@ -15,6 +16,7 @@ from . import FOLDER, MODEL_FILE
 
 INT8 = Recipe(format="int8_tensorwise", convrot="auto")
 MXFP8 = Recipe(format="mxfp8", rounding="nearest")
+NVFP4 = Recipe(format="nvfp4", rounding="nearest")
 MIXED = Recipe(
     format="nvfp4",
     rules=(
@@ -30,6 +32,11 @@ MIXED = Recipe(
 def write_quantized(path: Path, recipe: Recipe) -> None:
     """Write the demo's model as this recipe makes it."""
     quantize_file(FOLDER / MODEL_FILE, path, recipe, overwrite=True)
+
+
+def write_error_lora(quantized: Path, path: Path) -> None:
+    """Write the LoRA that takes back part of what a file of the demo's model lost."""
+    error_lora_file(FOLDER / MODEL_FILE, quantized, path, overwrite=True)
 
 
 def write_legacy(path: Path) -> None:

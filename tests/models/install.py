@@ -11,25 +11,35 @@ from pathlib import Path
 from roundsmith.converters import Recipe
 
 from . import (
+    ERROR_LORA_FILE,
     FOLDER,
     LEGACY_FILE,
     LORA_FILE,
     MIXED_FILE,
     MODEL_FILE,
     MXFP8_FILE,
+    NVFP4_FILE,
     QUANTIZED_FILE,
     TEXT_ENCODER_FILE,
     VAE_FILE,
 )
-from .derived import INT8, MIXED, MXFP8, write_legacy, write_quantized
+from .derived import (
+    INT8,
+    MIXED,
+    MXFP8,
+    NVFP4,
+    write_error_lora,
+    write_legacy,
+    write_quantized,
+)
 from .text import write_encoder
 
 
 def install(comfyui: str | Path) -> list[Path]:
     """Put the demo's files into a ComfyUI.
 
-    The model as trained, in INT8, in MXFP8, in five formats at once, and in FP8 as older tools
-    wrote it; its decoder, a LoRA and a text encoder.
+    The model as trained, in INT8, MXFP8 and NVFP4, in five formats at once, and in FP8 as older
+    tools wrote it; its decoder, a LoRA, the error LoRA of NVFP4, and a text encoder.
 
     Args:
         comfyui: ComfyUI's folder or a base directory: the one that holds ``models``.
@@ -51,9 +61,13 @@ def install(comfyui: str | Path) -> list[Path]:
         f"diffusion_models/{MODEL_FILE}": copy(MODEL_FILE),
         f"diffusion_models/{QUANTIZED_FILE}": quantize(INT8),
         f"diffusion_models/{MXFP8_FILE}": quantize(MXFP8),
+        f"diffusion_models/{NVFP4_FILE}": quantize(NVFP4),
         f"diffusion_models/{MIXED_FILE}": quantize(MIXED),
         f"diffusion_models/{LEGACY_FILE}": write_legacy,
         f"loras/{LORA_FILE}": copy(LORA_FILE),
+        f"loras/{ERROR_LORA_FILE}": lambda path: write_error_lora(
+            models / "diffusion_models" / NVFP4_FILE, path
+        ),
         f"vae/{VAE_FILE}": copy(VAE_FILE),
         f"text_encoders/{TEXT_ENCODER_FILE}": write_encoder,
     }
