@@ -18,10 +18,17 @@ from roundsmith.converters.demo import ORIGINAL, load_flux, name_of, run_demo, v
 from roundsmith.converters.demo_comfyui import QUANTIZE, WORKFLOW, run_demo_comfyui
 from roundsmith.converters.demo_workflow import find, only_for, to_prompt
 from roundsmith.errors import FormatError, RoundsmithError
-from roundsmith.tests.models import FOLDER, MODEL_FILE, VAE_FILE, taesd, text
+from roundsmith.tests.models import FOLDER, LORA_FILE, MODEL_FILE, VAE_FILE, taesd, text
 from roundsmith.tests.models.flux import Flux
 from roundsmith.tests.models.install import install
-from roundsmith.tests.models.latents import digits, intensities, pictures, preview, to_latents
+from roundsmith.tests.models.latents import (
+    INKS,
+    digits,
+    intensities,
+    pictures,
+    preview,
+    to_latents,
+)
 from roundsmith.tests.models.sampling import sample, simple_schedule, starting_noise
 
 # A Flux checkpoint as published, hidden size h: the names ComfyUI's loader looks for.
@@ -178,9 +185,10 @@ def test_install_writes_its_files_and_nothing_else(tmp_path):
     written = install(tmp_path)
     found = sorted(path for path in tmp_path.rglob("*") if path.is_file())
     assert found == sorted(written)
-    assert {path.parent.name for path in written} == {"diffusion_models", "text_encoders", "vae"}
+    folders = {"diffusion_models", "loras", "text_encoders", "vae"}
+    assert {path.parent.name for path in written} == folders
     assert all(path.name.startswith("roundsmith-demo-") for path in written)
-    assert len(written) == 4
+    assert len(written) == 10
     encoder = next(path for path in written if path.parent.name == "text_encoders")
     with safe_open(encoder, "pt") as file:
         shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
@@ -192,6 +200,22 @@ def test_install_writes_its_files_and_nothing_else(tmp_path):
         )
     assert shapes == {name: shape for name, (shape, _) in text.shapes().items()}
     encoder.unlink()  # 250 MB that the temporary folder should not keep
+
+
+def test_the_lora_paints_pink():
+    """Each digit in the nine's colours, and the digit still: what the example workflow shows."""
+    state, lora = load_file(FOLDER / MODEL_FILE), load_file(FOLDER / LORA_FILE)
+    for name in [name for name in lora if name.endswith(".lora_A.weight")]:
+        layer = name.removeprefix("diffusion_model.").removesuffix(".lora_A.weight")
+        up = lora[name.replace("lora_A", "lora_B")].float()
+        state[f"{layer}.weight"] = state[f"{layer}.weight"].float() + up @ lora[name].float()
+    after = sample(load_flux(state), starting_noise(10, 0), *prompts())
+    greens = slice(1, 6)  # the digits whose own colours are far from pink
+    ink = preview(after).amax(dim=(2, 3))[greens]
+    assert ((ink - INKS[9]).norm(dim=1) < 0.6 * (ink - INKS[greens]).norm(dim=1)).all()
+    pairs = zip(intensities(after), intensities(painted(0)), strict=True)
+    kept = [torch.corrcoef(torch.stack((a.flatten(), b.flatten())))[0, 1] for a, b in pairs]
+    assert min(kept) > 0.4, kept
 
 
 def test_install_needs_a_comfyui(tmp_path):

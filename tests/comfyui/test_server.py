@@ -56,18 +56,6 @@ def test_workflows_run_as_shipped(server, path):
     assert all((server.base / image["type"] / image["filename"]).exists() for image in images)
 
 
-def test_every_workflow_has_a_picture_and_a_note():
-    assert {p.stem for p in WORKFLOWS} >= {
-        "quantize-and-sample",
-        "load-quantized-and-sample",
-        "quantize-text-encoder",
-        "calibrate-quantize-compare",
-    }
-    for path in WORKFLOWS:
-        assert path.with_suffix(".jpg").is_file()
-        assert "MarkdownNote" in path.read_text(encoding="utf-8")
-
-
 def test_progress_names_the_layer(server):
     server.messages.clear()
     outputs = server.run(quantize_file("progress"))

@@ -8,14 +8,38 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from roundsmith.converters import Recipe, quantize_file
+from roundsmith.converters import Recipe
 
-from . import FOLDER, MODEL_FILE, QUANTIZED_FILE, TEXT_ENCODER_FILE, VAE_FILE
+from . import (
+    ERROR_LORA_FILE,
+    FOLDER,
+    LEGACY_FILE,
+    LORA_FILE,
+    MIXED_FILE,
+    MODEL_FILE,
+    MXFP8_FILE,
+    NVFP4_FILE,
+    QUANTIZED_FILE,
+    TEXT_ENCODER_FILE,
+    VAE_FILE,
+)
+from .derived import (
+    INT8,
+    MIXED,
+    MXFP8,
+    NVFP4,
+    write_error_lora,
+    write_legacy,
+    write_quantized,
+)
 from .text import write_encoder
 
 
 def install(comfyui: str | Path) -> list[Path]:
-    """Put the demo's model (as trained, and in INT8), decoder and text encoder into a ComfyUI.
+    """Put the demo's files into a ComfyUI.
+
+    The model as trained, in INT8, MXFP8 and NVFP4, in five formats at once, and in FP8 as older
+    tools wrote it; its decoder, a LoRA, the error LoRA of NVFP4, and a text encoder.
 
     Args:
         comfyui: ComfyUI's folder or a base directory: the one that holds ``models``.
@@ -30,13 +54,20 @@ def install(comfyui: str | Path) -> list[Path]:
     def copy(name: str) -> Callable[[Path], object]:
         return lambda path: shutil.copyfile(FOLDER / name, path)
 
-    def quantize(path: Path) -> object:
-        recipe = Recipe(format="int8_tensorwise", convrot="auto")
-        return quantize_file(FOLDER / MODEL_FILE, path, recipe, overwrite=True)
+    def quantize(recipe: Recipe) -> Callable[[Path], object]:
+        return lambda path: write_quantized(path, recipe)
 
     makers: dict[str, Callable[[Path], object]] = {
         f"diffusion_models/{MODEL_FILE}": copy(MODEL_FILE),
-        f"diffusion_models/{QUANTIZED_FILE}": quantize,
+        f"diffusion_models/{QUANTIZED_FILE}": quantize(INT8),
+        f"diffusion_models/{MXFP8_FILE}": quantize(MXFP8),
+        f"diffusion_models/{NVFP4_FILE}": quantize(NVFP4),
+        f"diffusion_models/{MIXED_FILE}": quantize(MIXED),
+        f"diffusion_models/{LEGACY_FILE}": write_legacy,
+        f"loras/{LORA_FILE}": copy(LORA_FILE),
+        f"loras/{ERROR_LORA_FILE}": lambda path: write_error_lora(
+            models / "diffusion_models" / NVFP4_FILE, path
+        ),
         f"vae/{VAE_FILE}": copy(VAE_FILE),
         f"text_encoders/{TEXT_ENCODER_FILE}": write_encoder,
     }
