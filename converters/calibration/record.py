@@ -157,7 +157,8 @@ class Record:
             rows = rows.to(device=device, dtype=torch.float32)
             moment.addmm_(rows.T, rows)
         moment /= max(count, 1)
-        return Activations(moment, count, self.tokens[:held].to(device=device, dtype=torch.float32))
+        aside = self.tokens[:held].to(device=device, dtype=torch.float32)
+        return Activations(moment, count, aside, apart=self.held >= _FEW_HELD)
 
     @property
     def held_count(self) -> int:
