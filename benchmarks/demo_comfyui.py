@@ -8,10 +8,11 @@ unquantized model on the same noise and prompt after 12 Euler steps, mean over t
 seeds used for nothing else. ComfyUI 0.29 ignores ``full_precision_matrix_mult`` for INT8, so that
 line is loaded by Roundsmith; all others by ComfyUI.
 
-Columns: ``nearest``; calibrated ``on prompts`` (all ten, 20 samples, other seeds), ``0-4 on 5-9``
+Columns: ``ceiling``, the unquantized weights with inputs rounded as this line's products round them:
+what no rounding of weights can pass by more than luck; ``nearest``; calibrated ``on prompts`` (all ten, 20 samples, other seeds), ``0-4 on 5-9``
 (calibrated on half of the digits, scored on the others; ``nearest 5-9`` beside it), by ``itself``
-(nothing given) and ``with CLIP`` (built-in prompts); ``learned`` with the SVD objective; the
-``peer``, convert-to-quant 1.3.4, with ``--simple`` and learned, on the same layers.
+(nothing given) and ``with CLIP`` (built-in prompts); ``learned`` with the SVD objective and with the
+activations', on the statistics of ``on prompts``; the ``peer``, convert-to-quant 1.3.4, with ``--simple`` and learned, on the same layers.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import re
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,10 +31,12 @@ from typing import Any
 from in_comfyui import Demo, restart_in_comfyui
 from ours import METHODS
 from peers import Peer
+from ceiling import inputs_in_int8
 from scoring import Bars, mean, snr, table
 from torch import Tensor
 
 from roundsmith import Recipe, plan_file, quantize_file
+from roundsmith.converters.plan import TensorPlan
 
 DIGITS = range(10)
 SCORED, FITTED = 7, (1, 2)  # seeds are 1000 times these, plus the digit
@@ -86,8 +89,8 @@ LINES = (
     ),
 )
 COLUMNS = (
-    "nearest", "on prompts", "itself", "with CLIP", "nearest 5-9", "0-4 on 5-9",
-    "learned", "peer", "peer learned",
+    "ceiling", "nearest", "on prompts", "itself", "with CLIP", "nearest 5-9", "0-4 on 5-9",
+    "learned", "learned act", "peer", "peer learned",
 )  # fmt: skip
 CALIBRATED = ("on prompts", "itself", "with CLIP", "0-4 on 5-9")
 
@@ -95,19 +98,23 @@ CALIBRATED = ("on prompts", "itself", "with CLIP", "0-4 on 5-9")
 class Table:
     """Makes and scores the files."""
 
-    def __init__(self, folder: Path, peer: Peer | None, peer_learned: str) -> None:
-        """``peer_learned``: in which lines the peer learns, a regular expression."""
+    def __init__(self, folder: Path, peer: Peer | None, peer_learned: str, columns: str) -> None:
+        """``peer_learned``: in which lines the peer learns; ``columns``: which are filled beside
+        ``nearest``; regular expressions."""
         self.demo = Demo(folder)
         self.peer, self.peer_learned = peer, peer_learned
         self.file = folder / "quantized.safetensors"
         self.original = self.demo.load(self.demo.model_file)
         self.latents = self._sample(self.original)
-        self.calibrations = {
-            "on prompts": self.demo.calibrate(self.original, DIGITS, FITTED),
-            "0-4 on 5-9": self.demo.calibrate(self.original, HALF, (*FITTED, 3, 4)),
-            "itself": self.demo.self_calibrate(self.original, told=False),
-            "with CLIP": self.demo.self_calibrate(self.original, told=True),
+        self.columns = {column for column in COLUMNS if re.search(columns, column)}
+        makers: dict[str, Callable[[], Any]] = {
+            "on prompts": lambda: self.demo.calibrate(self.original, DIGITS, FITTED),
+            "0-4 on 5-9": lambda: self.demo.calibrate(self.original, HALF, (*FITTED, 3, 4)),
+            "itself": lambda: self.demo.self_calibrate(self.original, told=False),
+            "with CLIP": lambda: self.demo.self_calibrate(self.original, told=True),
         }
+        needed = self.columns | ({"on prompts"} if "learned act" in self.columns else set())
+        self.calibrations = {name: make() for name, make in makers.items() if name in needed}
 
     def _sample(self, model: Any) -> list[Tensor]:
         return [self.demo.sample(model, digit, 1000 * SCORED + digit) for digit in DIGITS]
@@ -116,6 +123,18 @@ class Table:
         """dB of each digit."""
         made = self._sample((self.demo.load_ours if line.ours else self.demo.load)(path))
         return [snr(a, b) for a, b in zip(self.latents, made, strict=True)]
+
+    def ceiling(self, line: Line) -> float | None:
+        """dB of exact weights where the line's products round their inputs; else None."""
+        if "int8" not in str(line.recipe["format"]) or line.ours:
+            return None
+        layers = [t for t in self._plan(line) if t.action == "quantize"]
+        with inputs_in_int8(self.original.model.diffusion_model, layers):
+            made = self._sample(self.original)
+        return mean([snr(a, b) for a, b in zip(self.latents, made, strict=True)])
+
+    def _plan(self, line: Line) -> Sequence[TensorPlan]:
+        return plan_file(self.demo.model_file, Recipe(**line.recipe)).tensors
 
     def ours(self, line: Line, method: str, calibration: Any = None) -> list[float]:
         """dB of each digit after our rounding."""
@@ -128,35 +147,41 @@ class Table:
     def theirs(self, line: Line, learned: bool) -> list[float]:
         """dB of each digit after the peer's, on the layers that ours quantizes."""
         assert self.peer is not None
-        options = peer_options(self.demo.model_file, line)
+        kept = "|".join(re.escape(t.layer) for t in self._plan(line) if t.action == "keep")
+        options = (*line.peer, *(("--exclude-layers", f"^({kept})(\\.weight)?$") if kept else ()))
         return self.score(line, self.peer.convert(self.demo.model_file, options, learned)[0])
 
-    def fill(self, line: Line, learned: bool) -> dict[str, float]:
-        """A line's numbers by column, with our learned rounding or without."""
+    def fill(self, line: Line) -> dict[str, float]:
+        """A line's numbers by column."""
         nearest = self.ours(line, "nearest")
         found = {"nearest": mean(nearest), "nearest 5-9": mean(nearest[len(HALF) :])}
-        for column in CALIBRATED:
+        ceiling = self.ceiling(line) if "ceiling" in self.columns else None
+        if ceiling is not None:
+            found["ceiling"] = ceiling
+        for column in self.columns.intersection(CALIBRATED):
             values = self.ours(line, "calibrated", self.calibrations[column])
             found[column] = mean(values[len(HALF) :] if column == "0-4 on 5-9" else values)
-        if learned:
+        if "learned" in self.columns:
             found["learned"] = mean(self.ours(line, "learned svd"))
+        if "learned act" in self.columns:
+            given = self.calibrations["on prompts"]
+            found["learned act"] = mean(self.ours(line, "learned act", given))
         if self.peer is not None:
-            found["peer"] = mean(self.theirs(line, learned=False))
-            if re.search(self.peer_learned, line.title):
+            if "peer" in self.columns:
+                found["peer"] = mean(self.theirs(line, learned=False))
+            if "peer learned" in self.columns and re.search(self.peer_learned, line.title):
                 found["peer learned"] = mean(self.theirs(line, learned=True))
         return found
 
 
-def peer_options(model: Path, line: Line) -> tuple[str, ...]:
-    """The peer's options for a line, and for the layers that our preset keeps to be kept."""
-    plan = plan_file(model, Recipe(**line.recipe))
-    kept = "|".join(re.escape(t.layer) for t in plan.tensors if t.action == "keep")
-    return (*line.peer, *(("--exclude-layers", f"^({kept})(\\.weight)?$") if kept else ()))
-
-
 def judge(bars: Bars, line: Line, found: dict[str, float]) -> None:
-    """Print a line's bars."""
+    """Print a line's bars, and how much any rounding of its weights could gain."""
+    if "ceiling" in found:
+        most = found["ceiling"] - found["nearest"]
+        print(f"      {line.title}: exact weights would gain {most:.2f} dB over nearest")
     for column, bar in line.bars.items():
+        if column not in found:
+            continue
         base = "nearest 5-9" if column == "0-4 on 5-9" else "nearest"
         bars.at_least(f"{line.title}, {column}, over nearest", found[column] - found[base], bar)
 
@@ -170,10 +195,10 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--cache", type=Path, help="keep what the peer wrote in this folder")
     parser.add_argument(
         "--peer-learned",
-        default="^(fp8|nvfp4|mxfp8)$",
+        default="^(fp8|nvfp4|mxfp8|int8 row)$",
         help="regular expression: lines in which the peer learns (minutes each)",
     )
-    parser.add_argument("--no-learned", action="store_true", help="leave our learned column out")
+    parser.add_argument("--columns", default="", help="regular expression: which columns to fill")
     parser.add_argument("--only", default="", help="regular expression: which lines, by title")
     parser.add_argument("--json", type=Path, help="write the numbers here too")
     arguments = parser.parse_args(words)
@@ -182,11 +207,11 @@ def main(words: Sequence[str] | None = None) -> int:
     peer = Peer(arguments.peer_python, arguments.cache) if arguments.peer_python else None
     bars, results = Bars(), {}
     with tempfile.TemporaryDirectory(prefix="roundsmith-demo-") as folder:
-        measured = Table(Path(folder), peer, arguments.peer_learned)
+        measured = Table(Path(folder), peer, arguments.peer_learned, arguments.columns)
         for line in LINES:
             if re.search(arguments.only, line.title):
                 began = time.perf_counter()
-                found = measured.fill(line, not arguments.no_learned)
+                found = measured.fill(line)
                 results[line.title] = found
                 numbers = ", ".join(f"{column} {value:.2f}" for column, value in found.items())
                 print(f"{line.title}, {time.perf_counter() - began:.0f} s: {numbers}", flush=True)

@@ -14,6 +14,9 @@ from .plan import Plan, TensorPlan
 from .recipe import METADATA_KEY
 
 
+_RATE = "(N²M+N³)·10⁻⁹/s"
+
+
 @dataclass(frozen=True)
 class Progress:
     """Where a conversion is.
@@ -142,13 +145,14 @@ class Report:
         measured = any(x.output_snr is not None for x in self.outcomes)
         titles = ["layer", "shape", "stored as", "bytes", "rounding", "weights dB"]
         titles += ["outputs dB", "executed dB", "gain dB", "bound dB"] if measured else []
-        rows = [[*titles, "s", "why"]]
+        titles += ["s", _RATE] if measured else ["s"]
+        rows = [[*titles, "why"]]
         for x in self.layers:
             stored = x.stored_as or ("removed" if x.action == "remove" else "as it was")
             shape = "×".join(map(str, x.shape))
             row = [x.name, shape, stored, human_bytes(x.bytes_after)]
-            rows.append([*row, *_cells(x.outcome, measured), x.reason])
-        widths = [max(len(row[i]) for row in rows) for i in range(len(titles) + 1)]
+            rows.append([*row, *_cells(x, measured), x.reason])
+        widths = [max(len(row[i]) for row in rows) for i in range(len(titles))]
         lines = [
             "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=False))
             + f"  {row[-1]}"
@@ -156,6 +160,8 @@ class Report:
         ]
         lines.insert(1, "-" * len(lines[0]))
         lines = [line.rstrip() for line in lines]
+        if measured:
+            lines.append(f"{_RATE}: the work on a layer grows as N²M + N³, M outputs and N inputs")
         lines += [f"warning: {text}" for text in self.warnings]
         lines += self.choice.splitlines()
         return "\n".join([*lines, f"model: {self.evidence or self.preset}", self.summary()])
@@ -213,14 +219,23 @@ def _layer(t: TensorPlan, outcome: Outcome | None) -> LayerReport:
     )  # fmt: skip
 
 
-def _cells(outcome: Outcome | None, measured: bool) -> list[str]:
+def _cells(layer: LayerReport, measured: bool) -> list[str]:
     """A layer's columns of the table that say how it was rounded."""
-    if outcome is None:
-        return [""] * (7 if measured else 3)
-    x = outcome
+    x = layer.outcome
+    if x is None:
+        return [""] * (8 if measured else 3)
     columns = [x.output_snr, x.executed_snr, x.gain, x.expected_gain] if measured else []
     numbers = ["" if v is None else f"{v:.1f}" for v in (x.weight_snr, *columns)]
-    return [x.method, *numbers, f"{x.seconds:.2f}"]
+    cells = [x.method, *numbers, f"{x.seconds:.2f}"]
+    return [*cells, _rate(layer.shape, x)] if measured else cells
+
+
+def _rate(shape: tuple[int, ...], outcome: Outcome) -> str:
+    """What a layer's rounding costs grows with, N²·M + N³, over the seconds it took, in 10⁹."""
+    if outcome.expected_gain is None or len(shape) != 2 or not outcome.seconds:
+        return ""
+    m, n = shape
+    return f"{n * n * (m + n) / outcome.seconds / 1e9:.3g}"
 
 
 def _mean(values: Iterable[float | None]) -> float | None:

@@ -263,7 +263,7 @@ def _activations(record: Record, fmt: Format, spec: Spec, device: torch.device) 
     moment = fmt.transform_inputs(raw.moment.to(device, torch.float32), spec)
     moment = fmt.transform_inputs(moment.T.contiguous(), spec)
     held = fmt.transform_inputs(raw.held.to(device, torch.float32), spec)
-    return Activations(moment, raw.count, held)
+    return Activations(moment, raw.count, held, raw.apart)
 
 
 def _plain_error(w: Tensor, grid: Grid, geometry: Geometry, held: Tensor) -> float:

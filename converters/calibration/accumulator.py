@@ -17,8 +17,8 @@ from torch import Tensor
 
 from .budget import CHUNK, Size
 from .histogram import BINS, histogram, magnitude_bits, magnitudes
-from .record import Record, Summary
-from .reservoir import Draw, FileRows, MemoryRows, RowFile, Rows, Sampler
+from .record import Record, Summary, held_rows, set_aside
+from .reservoir import Draw, FileRows, Indices, MemoryRows, RowFile, Rows, Sampler
 
 _PANEL = 256  # columns of a moment formed at a time: half of it is never computed
 _ON_A_DEVICE = 32  # times larger chunks: each costs launches and a wait
@@ -78,21 +78,27 @@ class Batch(NamedTuple):
     Attributes:
         totals: of all of them.
         draw: which of them are kept, and where.
-        sampler: the sampler after them.
+        sampler: the sampler after them; of the calls set aside where ``held``.
+        held: whether their call is set aside.
         rows: bfloat16 ``[k, N]``, those kept.
         outer: float32 ``[N, N]``, sum of x·xᵀ over the others, upper triangle; None without a
-            moment.
+            moment, and of a call set aside.
     """
 
     totals: Totals
     draw: Draw
     sampler: Sampler
+    held: bool
     rows: Tensor
     outer: Tensor | None
 
 
 class Accumulator:
-    """One record in the making."""
+    """One record in the making. What is digested at a time counts as one call of the layer.
+
+    Slots of the calls set aside are the first, and taken from the sample when the first of those
+    calls comes: fewer calls keep all slots for one sample.
+    """
 
     def __init__(
         self,
@@ -104,7 +110,10 @@ class Accumulator:
         """``entropy`` seeds the sample; ``store``: the file its tokens go to, else to memory."""
         self.features = features
         self._totals = Totals.none(features)
+        self._calls = 0
         self._sampler = Sampler(size.rows, entropy)
+        self._held = Sampler(held_rows(size.rows, size.moment), (*entropy, 1))
+        self._first = 0  # slots of calls set aside
         self._outer = torch.zeros(features, features, device="cpu") if size.moment else None
         self._rows: Rows
         if store is None:
@@ -129,17 +138,20 @@ class Accumulator:
             part, mask = Totals.of(chunk)
             totals.add(part)
             finite.append(mask)
-        draw = self._sampler.draw(totals.count)
-        sampler = self._sampler._replace(seen=self._sampler.seen + totals.count)
-        return Batch(totals, draw, sampler, *self._take(x, finite, draw, into))
+        held = self._held.capacity > 0 and set_aside(self._calls)
+        before = self._held if held else self._sampler
+        draw = before.draw(totals.count)
+        sampler = before._replace(seen=before.seen + totals.count)
+        return Batch(totals, draw, sampler, held, *self._take(x, finite, draw, held, into))
 
     def _take(
-        self, x: Tensor, finite: list[Tensor | None], draw: Draw, into: Tensor | None
+        self, x: Tensor, finite: list[Tensor | None], draw: Draw, held: bool, into: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
-        """The rows drawn, and the outer products of the others."""
+        """The rows drawn, and the outer products of the others, unless ``held``."""
         kept = torch.empty(len(draw.index), self.features, dtype=torch.bfloat16, device="cpu")
         outer = into if x.device.type == "cpu" else None
-        if self._outer is None and not len(draw.index):
+        measured = self._outer is not None and not held
+        if not measured and not len(draw.index):
             return kept, None
         start = 0
         for chunk, mask in zip(chunks(x), finite, strict=True):
@@ -148,7 +160,7 @@ class Accumulator:
             index = torch.from_numpy(draw.index[low:high] - start)
             if low < high:
                 kept[low:high] = rows[index.to(rows.device)].to(torch.bfloat16).cpu()
-            if self._outer is not None and len(index) < len(rows):
+            if measured and len(index) < len(rows):
                 rest = rows
                 if len(index):
                     others = torch.ones(len(rows), dtype=torch.bool, device="cpu")
@@ -166,15 +178,39 @@ class Accumulator:
     def commit(self, batch: Batch) -> None:
         """Add a batch that was digested after everything added so far."""
         self._totals.add(batch.totals)
-        self._sampler = batch.sampler
-        if self._outer is not None:
-            if batch.outer is not None:
+        self._calls += 1
+        if batch.held:
+            if self._first == 0:
+                self._make_room()
+            self._held, slots = batch.sampler, batch.draw.slots
+        else:
+            self._sampler, slots = batch.sampler, batch.draw.slots + self._first
+            if batch.outer is not None and self._outer is not None:
                 self._outer += batch.outer
-            replaced = batch.draw.slots[batch.draw.replaces]
-            if len(replaced):
-                add_outer(self._outer, self._rows.get(replaced))
-        if len(batch.draw.slots):
-            self._rows.put(batch.draw.slots, batch.rows)
+            self._measure(slots[batch.draw.replaces])
+        if len(slots):
+            self._rows.put(slots, batch.rows)
+
+    def _make_room(self) -> None:
+        """Keep a smaller sample, in the slots behind those of the calls set aside."""
+        old = self._sampler
+        self._sampler = old._replace(capacity=old.capacity - self._held.capacity)
+        kept = old.filled()
+        moved, dropped = np.split(kept, [self._sampler.capacity])
+        self._measure(dropped)
+        rows = self._rows.get(moved).clone()
+        self._first = self._held.capacity
+        self._rows.put(self._sampler.filled() + self._first, rows)
+
+    def _measure(self, slots: Indices) -> None:
+        """Add what lies in ``slots`` to the moment, as it leaves the sample."""
+        if self._outer is not None and len(slots):
+            add_outer(self._outer, self._rows.get(slots))
+
+    @property
+    def _slots(self) -> Indices:
+        """The slots that hold a token, those of calls set aside first."""
+        return np.concatenate((self._held.filled(), self._sampler.filled() + self._first))
 
     def fork(self) -> Accumulator:
         """The same statistics so far, to go on separately."""
@@ -187,15 +223,17 @@ class Accumulator:
     @property
     def summary(self) -> Summary:
         """The numbers of the record so far."""
-        kept = min(self._sampler.seen, self._sampler.capacity)
-        measured = None if self._outer is None else self._totals.count - kept
+        kept, held = self._sampler.kept, self._held.kept
+        measured = None if self._outer is None else self._sampler.seen - kept
         return Summary(
             self.features,
             self._totals.count,
             self._totals.nonfinite,
-            self._sampler.capacity,
-            kept,
+            self._sampler.capacity + self._first,
+            kept + held,
             measured,
+            held,
+            self._held.seen,
         )
 
     def finish(self) -> None:
@@ -215,9 +253,11 @@ class Accumulator:
             mean=(self._totals.total / max(summary.count, 1)).float(),
             absmax=self._totals.absmax,
             histogram=self._totals.histogram,
-            tokens=self._rows.get(self._sampler.filled()),
+            tokens=self._rows.get(self._slots),
             moment=self._outer,
             moment_count=summary.moment_count or 0,
+            held=summary.held,
+            held_seen=summary.held_seen,
         )
 
 

@@ -3,7 +3,7 @@
 Tensors of record ``i``: ``records.<i>.mean``, ``.absmax`` (F32 ``[N]``), ``.histogram`` (I64),
 ``.tokens`` (BF16 ``[k, N]``) and, where it has one, ``.moment`` (F32 ``[N, N]``). The metadata:
 
-- ``roundsmith.calibration``: the version of this layout;
+- ``roundsmith.calibration``: the version of this layout. In version 1 no calls were set aside;
 - ``layers``: JSON, layer to the number of its record, null for a layer never reached;
 - ``records``: JSON list, the numbers of each record (see ``Summary``);
 - ``settings``, ``notes``, ``fingerprint``: JSON.
@@ -25,7 +25,8 @@ from .fingerprint import Fingerprint
 from .histogram import BINS
 from .record import Record, Summary
 
-VERSION = 1
+VERSION = 2
+_READABLE = ("1", "2")
 _MARK = "roundsmith.calibration"
 
 
@@ -69,10 +70,10 @@ def load(path: str | Path) -> Calibration:
             f"{path} is not a calibration: it holds no statistics of activations; choose a file "
             "saved by Save Calibration or Calibration.save"
         )
-    if version != str(VERSION):
+    if version not in _READABLE:
         raise CheckpointError(
-            f"{path} is a calibration of version {version!r}, and this program reads version "
-            f"{VERSION}: update the program, or calibrate again"
+            f"{path} is a calibration of version {version!r}, and this program reads versions "
+            f"{' and '.join(_READABLE)}: update the program, or calibrate again"
         )
     layers = _json(file, "layers", dict)
     summaries = [_summary(path, number, item) for number, item in enumerate(_json(file, "records"))]
@@ -120,6 +121,8 @@ def _shelf(file: Checkpoint, number: int, summary: Summary) -> Shelf:
             nonfinite=summary.nonfinite,
             capacity=summary.capacity,
             moment_count=summary.moment_count or 0,
+            held=summary.held,
+            held_seen=summary.held_seen,
             **tensors,
         )
 
@@ -132,7 +135,9 @@ def _summary(path: Path, number: int, item: Any) -> Summary:
     except TypeError:
         raise _damaged(path, f"the numbers of record {number} are incomplete") from None
     numbers = [value for value in astuple(summary) if value is not None]
-    if not all(type(value) is int and value >= 0 for value in numbers) or summary.features < 1:
+    if not all(type(value) is int and value >= 0 for value in numbers) or summary.features < 1 or (
+        summary.held > summary.kept
+    ):
         raise _damaged(path, f"the numbers of record {number} make no sense: {item}")
     return summary
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import zlib
 from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ...errors import RoundsmithError
-from .record import Record
+from .record import Record, held_rows
 
 _ROWS_AT_ONCE = 512
 
@@ -20,7 +21,8 @@ def merge_records(a: Record, b: Record, layer: str = "") -> Record:
 
     The sample is drawn from both in proportion to the tokens seen; tokens that leave it go into the
     moment, if one of the records has one. Of a record without a moment, the tokens of the sample
-    stand for all the others. The result is the same each time.
+    stand for all the others. Tokens of calls set aside are merged likewise, and stay set aside.
+    The result is the same each time.
 
     Raises:
         RoundsmithError: the records are of different widths.
@@ -34,12 +36,15 @@ def merge_records(a: Record, b: Record, layer: str = "") -> Record:
         return _counted(a if a.count else b, a, b)
     entropy = (zlib.crc32(layer.encode()), a.count, b.count)
     generator = np.random.default_rng(entropy)
-    keep_a, keep_b = _shares(a, b, generator)
-    tokens = torch.cat((a.tokens[:keep_a], b.tokens[:keep_b]))
-    tokens = tokens[torch.from_numpy(generator.permutation(len(tokens)))]
     moment, moment_count = None, 0
-    if a.moment is not None or b.moment is not None:
-        moment, moment_count = _rest(a, keep_a, b, keep_b)
+    measured = a.moment is not None or b.moment is not None
+    capacity = max(a.capacity, b.capacity)
+    room = held_rows(capacity, measured) if a.held or b.held else 0
+    held = _sample(_Part.held(a), _Part.held(b), room, generator)[0]
+    fitted = _Part.fitted(a), _Part.fitted(b)
+    tokens, keep_a, keep_b = _sample(*fitted, capacity - room, generator)
+    if measured:
+        moment, moment_count = _rest(fitted[0], keep_a, fitted[1], keep_b)
     count = a.count + b.count
     part = b.count / count
     return _counted(
@@ -47,13 +52,15 @@ def merge_records(a: Record, b: Record, layer: str = "") -> Record:
             features=a.features,
             count=count,
             nonfinite=0,
-            capacity=max(a.capacity, b.capacity),
+            capacity=capacity,
             mean=(a.mean.double() * (1 - part) + b.mean.double() * part).float(),
             absmax=torch.maximum(a.absmax, b.absmax),
             histogram=a.histogram + b.histogram,
-            tokens=tokens,
+            tokens=torch.cat((held, tokens)),
             moment=moment,
             moment_count=moment_count,
+            held=len(held),
+            held_seen=a.held_seen + b.held_seen,
         ),
         a,
         b,
@@ -64,31 +71,58 @@ def _counted(record: Record, a: Record, b: Record) -> Record:
     return replace(record, nonfinite=a.nonfinite + b.nonfinite)
 
 
-def _shares(a: Record, b: Record, generator: np.random.Generator) -> tuple[int, int]:
-    """How many tokens of each a sample in proportion has: as many as there can be."""
-    held_a, held_b = len(a.tokens), len(b.tokens)
+class _Part(NamedTuple):
+    """The tokens of one kind of call, of one record: a sample, what was seen, what was measured."""
+
+    tokens: Tensor
+    count: int
+    moment: Tensor | None = None
+    moment_count: int = 0
+
+    @classmethod
+    def held(cls, record: Record) -> _Part:
+        """Of the calls set aside."""
+        return cls(record.tokens[: record.held], record.held_seen)
+
+    @classmethod
+    def fitted(cls, record: Record) -> _Part:
+        """Of the others."""
+        count = record.count - record.held_seen
+        return cls(record.tokens[record.held :], count, record.moment, record.moment_count)
+
+
+def _sample(
+    a: _Part, b: _Part, capacity: int, generator: np.random.Generator
+) -> tuple[Tensor, int, int]:
+    """A sample of both in proportion, as large as can be, and how many each gave to it."""
     count = a.count + b.count
-    room = min(max(a.capacity, b.capacity), held_a * count // a.count, held_b * count // b.count)
-    room = min(room, count)
-    keep = int(room * a.count / count + generator.random())
-    return min(keep, held_a), min(room - keep, held_b)
+    room = min(capacity, count)
+    for part in (a, b):
+        if part.count:
+            room = min(room, len(part.tokens) * count // part.count)
+    keep = int(room * a.count / count + generator.random()) if count else 0
+    keep_a = min(keep, len(a.tokens))
+    keep_b = min(room - keep, len(b.tokens))
+    tokens = torch.cat((a.tokens[:keep_a], b.tokens[:keep_b]))
+    return tokens[torch.from_numpy(generator.permutation(len(tokens)))], keep_a, keep_b
 
 
-def _rest(a: Record, keep_a: int, b: Record, keep_b: int) -> tuple[Tensor, int]:
+def _rest(a: _Part, keep_a: int, b: _Part, keep_b: int) -> tuple[Tensor, int]:
     """Mean x·xᵀ over the tokens that are not in the sample, and how many were measured."""
-    total = torch.zeros(a.features, a.features)
+    features = a.tokens.shape[1]
+    total = torch.zeros(features, features)
     stands_for, measured = 0, 0
-    for record, keep in ((a, keep_a), (b, keep_b)):
-        unchosen = record.tokens[keep:]
-        known = record.moment_count + len(unchosen)
+    for part, keep in ((a, keep_a), (b, keep_b)):
+        unchosen = part.tokens[keep:]
+        known = part.moment_count + len(unchosen)
         if not known:
             continue
-        weight = (record.count - keep) / known
-        if record.moment is not None:
-            total.add_(record.moment, alpha=weight * record.moment_count)
+        weight = (part.count - keep) / known
+        if part.moment is not None:
+            total.add_(part.moment, alpha=weight * part.moment_count)
         for rows in unchosen.split(_ROWS_AT_ONCE):
             rows = rows.float()
             total.addmm_(rows.T, rows, alpha=weight)
-        stands_for += record.count - keep
+        stands_for += part.count - keep
         measured += known
     return total / max(stands_for, 1), measured

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from dataclasses import dataclass
 
 import torch
@@ -14,7 +15,25 @@ HELD = 512
 """Most tokens set aside; also what the reservoir keeps beside a moment."""
 
 _FEW_HELD = 16  # set aside at least, as long as as many are left to fit
+_CALLS = 8  # of so many calls of a layer one is set aside
 _ROWS_AT_ONCE = 512
+
+
+def set_aside(call: int) -> bool:
+    """Whether a layer's ``call``, from 0, is set aside: one of eight, the eighth first.
+
+    Which one varies, so that it is not always the same step of a sampling run or the same half of
+    classifier-free guidance; it is the same for every layer and every run.
+    """
+    block = call // _CALLS
+    return call % _CALLS == (zlib.crc32(b"%d" % block) % _CALLS if block else _CALLS - 1)
+
+
+def held_rows(rows: int, moment: bool) -> int:
+    """How many of ``rows`` kept tokens are of calls set aside, once there are such calls: most of
+    them beside a second moment, which has the others; else an eighth, at most :data:`HELD`.
+    """
+    return min(rows * 3 // 4 if moment else rows // 8, HELD)
 
 
 @dataclass(frozen=True)
@@ -28,6 +47,8 @@ class Summary:
         capacity: tokens the reservoir could hold.
         kept: tokens it holds.
         moment_count: tokens measured into the moment; None where there is no moment.
+        held: tokens it holds of calls that nothing else of is kept; they are set aside.
+        held_seen: tokens seen in such calls.
     """
 
     features: int
@@ -36,6 +57,8 @@ class Summary:
     capacity: int
     kept: int
     moment_count: int | None
+    held: int = 0
+    held_seen: int = 0
 
     @property
     def available(self) -> int:
@@ -55,10 +78,14 @@ class Record:
         mean: float32 ``[N]``.
         absmax: float32 ``[N]``, largest magnitude of each feature.
         histogram: int64 ``[BINS]`` of ``|x|`` over all features (see ``histogram.py``).
-        tokens: bfloat16 ``[k, N]``, a uniform sample without replacement, in random order.
-        moment: float32 ``[N, N]``, mean of x·xᵀ over the tokens that are not in ``tokens``; or
-            None where only the sample was kept.
+        tokens: bfloat16 ``[k, N]``: first ``held`` of the calls set aside, then of the others, each
+            a uniform sample without replacement, in random order.
+        moment: float32 ``[N, N]``, mean of x·xᵀ over the tokens that are not in ``tokens``, those
+            of calls set aside left out; or None where only the sample was kept.
         moment_count: tokens measured into ``moment``.
+        held: how many of ``tokens`` are of calls set aside (see :func:`set_aside`); 0 where there
+            were too few calls.
+        held_seen: tokens seen in those calls.
     """
 
     features: int
@@ -71,13 +98,18 @@ class Record:
     tokens: Tensor
     moment: Tensor | None = None
     moment_count: int = 0
+    held: int = 0
+    held_seen: int = 0
 
     @property
     def summary(self) -> Summary:
         """The numbers without the tensors."""
         seen = None if self.moment is None else self.moment_count
         kept = self.tokens.shape[0]
-        return Summary(self.features, self.count, self.nonfinite, self.capacity, kept, seen)
+        return Summary(
+            self.features, self.count, self.nonfinite, self.capacity, kept, seen, self.held,
+            self.held_seen,
+        )  # fmt: skip
 
     @property
     def nbytes(self) -> int:
@@ -125,15 +157,20 @@ class Record:
             rows = rows.to(device=device, dtype=torch.float32)
             moment.addmm_(rows.T, rows)
         moment /= max(count, 1)
-        return Activations(moment, count, self.tokens[:held].to(device=device, dtype=torch.float32))
+        aside = self.tokens[:held].to(device=device, dtype=torch.float32)
+        return Activations(moment, count, aside, apart=self.held >= _FEW_HELD)
 
     @property
     def held_count(self) -> int:
         """How many of ``tokens``, from the front, :meth:`split` sets aside.
 
-        An eighth of the tokens, at most 512; of few tokens, a handful. They are the front of the
-        random sample, so the choice is always the same.
+        Where there were enough calls, an eighth of the calls: an error on them is what other calls
+        will see. Tokens beside fitted ones of the same sentence or picture would read better than
+        that. Of fewer calls, an eighth of the tokens, at most 512; of few tokens, a handful. They
+        are the front of a random sample, so the choice is always the same.
         """
+        if self.held:
+            return min(self.held, HELD)
         available = self.summary.available
         share = max(available // 8, min(_FEW_HELD, available // 2))
         return min(share, HELD, self.tokens.shape[0])

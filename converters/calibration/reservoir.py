@@ -76,6 +76,11 @@ class Sampler(NamedTuple):
             replaces = taken[slots]
         return Draw(index, slots, replaces)
 
+    @property
+    def kept(self) -> int:
+        """How many tokens there are in its slots."""
+        return min(self.seen, self.capacity)
+
     def filled(self) -> Indices:
         """The slots that hold a token, ascending."""
         if self.seen >= self.capacity:

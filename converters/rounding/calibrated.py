@@ -28,7 +28,7 @@ from ...layouts.codec import encode
 from ...layouts.geometries import Geometry, Scales
 from ...layouts.grids import Grid, IntGrid
 from ..strict import Strict
-from .hessian import Factor, damped, expected_gain, factor
+from .hessian import Factor, damped, expected_error, expected_gain, factor
 from .judge import Candidate, Judge
 from .nearest import nearest
 from .problem import Activations, Poll, Solution
@@ -42,6 +42,7 @@ MIN_TOKENS = 64
 _DAMPING = 0.05
 _SMALL = 3e9  # multiplications of a pass; a 3072×3072 layer's are ten times that
 _FEW_TOKENS_DAMPINGS = (0.05, 0.3, 1.0)
+_DAMPINGS = (0.15, 0.05, 0.015, 0.005, 0.0015)
 
 
 class CalibratedOptions(Strict):
@@ -166,14 +167,14 @@ class _Layer:
         """The scales to start with."""
         if not self.scale_search:
             return self.geometry.scales(self.w, self.grid, self.tensor_absmax)
-        fine = self._small or isinstance(self.grid, IntGrid)  # floats' steps differ all the same
+        fine = self.small or isinstance(self.grid, IntGrid)  # floats' steps differ all the same
         multiples = MULTIPLES if fine else MULTIPLES[::2]
         return best_scales(
             self.w, self.grid, self.geometry, self.tensor_absmax, importance, self.poll, multiples
         )
 
     @property
-    def _small(self) -> bool:
+    def small(self) -> bool:
         """Whether there is time for all that gains something: seconds, at any size, otherwise."""
         return self.w.shape[0] * self.w.shape[1] ** 2 < _SMALL
 
@@ -182,7 +183,7 @@ class _Layer:
         """Variants of each block, a power of two."""
         wanted = self.options.variants
         if wanted is None:
-            wanted = (16 if isinstance(self.grid, IntGrid) else 8) if self._small else 1
+            wanted = (16 if isinstance(self.grid, IntGrid) else 8) if self.small else 1
         return 1 << (wanted - 1).bit_length()
 
     @property
@@ -190,14 +191,14 @@ class _Layer:
         """Passes of coordinate descent."""
         if self.options.passes is not None:
             return self.options.passes
-        return 3 if self._small else 1
+        return 3 if self.small else 1
 
     @property
     def refits(self) -> bool:
         """Whether scales are refitted, which costs large layers more than it gains, and needs
         blocks that do not straddle rows."""
         straddle = self.geometry.run(self.w.shape[1]) > 1
-        paid = self._small or self.options.passes is not None
+        paid = self.small or self.options.passes is not None
         return self.options.refit and paid and not straddle
 
 
@@ -209,6 +210,8 @@ def _candidates(
     dampings: tuple[float, ...] = (options.damping or _DAMPING,)
     if options.damping is None and activations.count < moment.shape[0]:
         dampings = _FEW_TOKENS_DAMPINGS
+    elif options.damping is None and activations.apart and layer.small:
+        dampings = (_expected_best(layer, activations),)
     tried: list[_Swept] = []
     for damping in dampings:
         h = damped(moment, damping)
@@ -220,6 +223,16 @@ def _candidates(
         best = judge.best(results)
         tried = [t for t, result in zip(tried, results, strict=True) if result is best]
     return _improved(layer, tried[0]), tried[0].gain
+
+
+def _expected_best(layer: _Layer, activations: Activations) -> float:
+    """The damping that should serve calls set aside best."""
+    held = activations.held[torch.isfinite(activations.held).all(dim=1)]
+    errors = {}
+    for damping in _DAMPINGS:
+        made = factor(damped(activations.moment, damping), layer.options.act_order, layer.poll)
+        errors[damping] = expected_error(made, held)
+    return min(errors, key=errors.__getitem__)
 
 
 class _Swept(NamedTuple):

@@ -23,11 +23,14 @@ class Activations:
         count: how many tokens those were.
         held: float32 ``[h, N]``, tokens set aside: nothing is fitted to them; they decide what is
             kept. ``h`` may be 0.
+        apart: they are of calls that nothing was fitted to, so that they tell how far to trust the
+            moment; else they may be of the same sentences or pictures.
     """
 
     moment: Tensor
     count: int
     held: Tensor
+    apart: bool = False
 
 
 class Solution(NamedTuple):

@@ -107,6 +107,8 @@ def test_the_report_says_everything_twice(calibration, source: Path) -> None:
     assert "as executed here" in report.summary() and "with exact activations" in report.summary()
     table = report.table()
     assert "outputs dB" in table and "executed dB" in table and "bound dB" in table
+    line = next(x for x in table.splitlines() if x.startswith(report.layers[0].name))
+    assert float(line.split()[-1]) > 0 and "N²M+N³" in table  # work over seconds, layer by layer
     layer = next(x for x in json.loads(report.json())["layers"] if x["name"] == "first")
     assert {"output_snr", "executed_snr", "method", "seconds", "input_max"} <= set(layer)
 

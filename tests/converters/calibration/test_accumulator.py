@@ -8,6 +8,7 @@ import torch
 from roundsmith.converters.calibration import accumulator as module
 from roundsmith.converters.calibration.accumulator import Accumulator
 from roundsmith.converters.calibration.budget import Size
+from roundsmith.converters.calibration.record import held_rows, set_aside
 from roundsmith.converters.calibration.reservoir import RowFile
 
 
@@ -45,7 +46,7 @@ def test_statistics_over_all_tokens_are_exact(size, monkeypatch):
     assert record.tokens.shape == (min(size.rows, 900), 24)
 
 
-@pytest.mark.parametrize("split", [[900], [100] * 9, [1] * 60 + [840], [63, 1, 1, 835]])
+@pytest.mark.parametrize("split", [[900], [200, 40, 640, 20], [1] * 6 + [894], [63, 1, 1, 835]])
 def test_every_token_is_in_the_sample_or_in_the_moment_and_never_in_both(split):
     # Bfloat16 values, so that what passes through the sample is exact too.
     everything = torch.cat([x.reshape(-1, 24) for x in stream()]).bfloat16().float()
@@ -57,6 +58,39 @@ def test_every_token_is_in_the_sample_or_in_the_moment_and_never_in_both(split):
     rows = {tuple(row) for row in everything.tolist()}
     sample = [tuple(row) for row in record.tokens.float().tolist()]
     assert len(set(sample)) == 64 and rows.issuperset(sample)
+
+
+def test_what_calls_set_aside_keep_is_in_nothing_that_is_fitted(tmp_path):
+    """Else errors on them would read better than other calls will see."""
+    batches = [x.reshape(-1, 24).bfloat16().float() for x in stream(count=40)]
+    aside = [call for call in range(40) if set_aside(call)]
+    assert len(aside) == 5 and aside[0] == 7  # one of eight
+    others = torch.cat([x for call, x in enumerate(batches) if call not in aside]).double()
+    mine = {tuple(row) for call in aside for row in batches[call].tolist()}
+    for size, store in ((Size(64, True), None), (Size(5000, False), RowFile(tmp_path))):
+        record = recorded(batches, size, store=store)
+        split = record.split()
+        assert split.apart and split.count == len(others) == 3500
+        torch.testing.assert_close(
+            split.moment.double(), others.T @ others / 3500, rtol=1e-5, atol=1e-3
+        )
+        held = {tuple(row) for row in split.held.tolist()}
+        assert len(held) == record.held == (48 if size.moment else 500) and held <= mine
+        assert record.held_seen == 500 and record.count == 4000
+
+
+def test_a_sample_makes_room_for_calls_set_aside_and_stays_uniform():
+    """All slots are the sample's until the eighth call, which takes some of them, also half full."""
+    batches = [x.reshape(-1, 24).bfloat16().float() for x in stream(count=24, tokens=5)]
+    for rows in (40, 60, 90, 300):
+        record = recorded(batches, Size(rows, False))
+        aside = held_rows(rows, moment=False)
+        assert record.held == min(aside, 30) and record.capacity == rows
+        assert len(record.tokens) == record.held + min(rows - aside, 210)
+        known = {tuple(row) for row in torch.cat(batches).tolist()}
+        kept = [tuple(row) for row in record.tokens.tolist()]
+        assert len(set(kept)) == len(kept) and known.issuperset(kept)
+    assert recorded(batches[:7], Size(40, False)).tokens.shape == (40, 24)
 
 
 def test_a_wide_moment_is_formed_in_panels():
@@ -155,10 +189,11 @@ def test_a_batch_can_be_given_up_and_a_fork_goes_its_own_way(tmp_path):
 
 
 def test_half_of_the_tokens_at_most_are_set_aside_and_the_rest_is_fitted():
-    batches = [x.bfloat16().float() for x in stream()]
-    everything = torch.cat([x.reshape(-1, 24) for x in batches]).double()
-    record = recorded(batches, Size(512, True))
+    batches = [x.reshape(-1, 24).bfloat16().float() for x in stream()]
+    everything = torch.cat(batches).double()
+    record = recorded([everything.float()], Size(512, True))  # one call: none to set aside
     split = record.split()
+    assert not split.apart
     assert len(split.held) == record.held_count == 112  # an eighth of 900
     assert split.count == 900 - 112
     held = split.held.double()

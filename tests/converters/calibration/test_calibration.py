@@ -39,7 +39,7 @@ def known_moment(record):
 
 
 def test_two_runs_merged_are_as_one_run():
-    xs, more = batches(6, 0), [x.bfloat16().float() for x in batches(3, 1, shift=1.0)]
+    xs, more = batches(4, 0), [x.bfloat16().float() for x in batches(3, 1, shift=1.0)]
     xs = [x.bfloat16().float() for x in xs]
     merged, whole = captured(xs).merge(captured(more)), captured([*xs, *more])
     mine, its = merged.record("a"), whole.record("a")
@@ -85,6 +85,23 @@ def test_a_moment_and_a_sample_merge_in_proportion():
         assert record.count == 2000
         energy = record.split().moment.diagonal().mean()
         assert float(energy) == pytest.approx(5, rel=0.05)  # half 1, half 9
+
+
+def test_calls_set_aside_stay_set_aside():
+    """Merged with a run of few calls too, none of which is."""
+    a = captured(batches(16, 0), batches(16, 1, 64, 9.0), max_tokens=256)
+    for many, moment in ((256, True), (255, False)):
+        b = captured(batches(24, 2), batches(24, 3, 64, -9.0), max_tokens=many)
+        few = captured(batches(2, 4), batches(2, 5, 64), max_tokens=many)
+        record = a.merge(few).merge(b).record("wide")
+        mine = [c.record("wide").tokens[: c.record("wide").held] for c in (a, b)]
+        known = {tuple(row) for part in mine for row in part.tolist()}
+        held = record.tokens[: record.held]
+        assert known.issuperset(tuple(row) for row in held.tolist())
+        assert record.held_seen == 500 and record.count == 4200
+        share = float((held.float().mean(1) > 0).float().mean())
+        assert share == pytest.approx(0.4, abs=0.1), "in proportion"
+        assert record.split().count == 4200 - 500 if moment else record.split().count > 200
 
 
 def test_a_layer_reached_in_one_run_only():

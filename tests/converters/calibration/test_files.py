@@ -42,11 +42,14 @@ def saved(tmp_path):
     return captured().save(tmp_path / "c.safetensors")
 
 
-def rewritten(path, tensors=None, **metadata):
-    """The file with tensors and metadata replaced; a value None: without it."""
+def metadata(path):
     with safe_open(path, "pt") as file:
-        old = file.metadata()
-    replaced = {k: v for k, v in {**old, **metadata}.items() if v is not None}
+        return file.metadata()
+
+
+def rewritten(path, tensors=None, **changes):
+    """The file with tensors and metadata replaced; a value None: without it."""
+    replaced = {k: v for k, v in {**metadata(path), **changes}.items() if v is not None}
     save_file({**load_file(path), **(tensors or {})}, path, metadata=replaced)
     return path
 
@@ -65,6 +68,18 @@ def test_what_is_saved_is_what_is_loaded(saved):
             assert (left is None and right is None) or torch.equal(left, right), field
     assert loaded.record("a").moment is not None and loaded.record("wide").moment is None
     assert loaded.check(Fingerprint.of_module(Network())) == []
+
+
+def test_files_of_before_calls_were_set_aside_are_read(saved):
+    """Their tokens set aside are the front of the sample, as they were."""
+    records = json.loads(metadata(saved)["records"])
+    for numbers in records:
+        del numbers["held"], numbers["held_seen"]
+    old = {"records": json.dumps(records), "roundsmith.calibration": "1"}
+    record = Calibration.load(rewritten(saved, **old)).record("wide")
+    split = record.split()
+    assert not split.apart and len(split.held) == 16
+    assert torch.equal(split.held, record.tokens[: len(split.held)].float())
 
 
 def test_tokens_in_a_store_are_saved_too(tmp_path, saved):

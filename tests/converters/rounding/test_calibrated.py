@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ from roundsmith.converters.rounding import (
     calibrated,
     nearest,
 )
+from roundsmith.converters.rounding.hessian import damped, expected_error, factor
 from roundsmith.errors import Cancelled, RecipeError, RoundsmithError
 from roundsmith.layouts import formats
 from roundsmith.layouts.codec import decode
@@ -142,6 +144,7 @@ def shapes() -> st.SearchStrategy[tuple[int, int]]:
     count=st.sampled_from((1, 63, 64, 200)),
     kind=st.sampled_from(("same", "other", "opposed", "huge", "tiny", "nan", "rank 1", "lying")),
     seed=st.integers(0, 5),
+    apart=st.booleans(),
 )
 def test_never_worse_than_nearest_on_the_tokens_set_aside(
     shape: tuple[int, int],
@@ -151,6 +154,7 @@ def test_never_worse_than_nearest_on_the_tokens_set_aside(
     count: int,
     kind: str,
     seed: int,
+    apart: bool,
 ) -> None:
     m, n = shape
     w, x = weights(m, n, seed), inputs(count + held, n, seed)
@@ -170,6 +174,7 @@ def test_never_worse_than_nearest_on_the_tokens_set_aside(
     given_ = activations(x, held)
     if kind == "lying":  # no moment at all: symmetric, but not positive
         given_ = Activations(-given_.moment, count, given_.held)
+    given_ = replace(given_, apart=apart)
     found = calibrated(w, grid, geometry, given_, w.abs().amax())
     judged = given_.held[torch.isfinite(given_.held).all(dim=1)]
     plain = nearest(w.clone(), grid, geometry, w.abs().amax())
@@ -188,6 +193,36 @@ def test_better_than_the_bare_sweep() -> None:
         least = calibrated(w, grid, PER_ROW, given_, options=bare)
         found = calibrated(w, grid, PER_ROW, given_)
         assert lost(w, grid, found, x[4000:]) < lost(w, grid, least, x[4000:])
+
+
+def alike(count: int, least: float, seed: int) -> Tensor:
+    """Tokens of ``count`` sentences of 20 that resemble each other within a sentence; what they are
+    made of is the same whatever the seed, of sizes from 1 down to ``least``."""
+    g, same = torch.Generator().manual_seed(seed), torch.Generator().manual_seed(99)
+    parts = torch.linalg.qr(torch.randn(64, 64, generator=same))[0]
+    parts *= torch.logspace(0, math.log10(least), 64)
+    tokens = torch.randn(count, 64, generator=g).repeat_interleave(20, dim=0)
+    return (tokens + 0.02 * torch.randn(tokens.shape, generator=g)) @ parts.t()
+
+
+@pytest.mark.parametrize(
+    ("sentences", "least", "bad"), [(15, 0.5, 0.0015), (3000, 0.001, 0.5)], ids=["few", "many"]
+)
+def test_calls_set_aside_say_how_far_to_trust_the_moment(
+    sentences: int, least: float, bad: float
+) -> None:
+    """The damping that is expected to serve them best nearly does, however many tokens there are."""
+    x, held, w = alike(sentences, least, 0), alike(40, least, 1), weights(48, 64)
+    moment = x.t() @ x / len(x)
+    expected, real = {}, {}
+    for damping in (0.5, 0.15, 0.05, 0.015, 0.005, 0.0015):
+        expected[damping] = expected_error(factor(damped(moment, damping)), held)
+        options = CalibratedOptions(damping=damping, passes=0, variants=1, refit=False)
+        found = calibrated(w, INT8, PER_ROW, Activations(moment, len(x), held[:0]), options=options)
+        real[damping] = lost(w, INT8, found, held)
+    chosen = min(expected, key=expected.__getitem__)
+    assert real[chosen] < 1.05 * min(real.values()), (expected, real)
+    assert real[bad] > 1.3 * min(real.values()), "else it would not matter"
 
 
 def test_few_tokens_gain_still() -> None:
