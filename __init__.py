@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     )
     from .converters.calibration import Calibration
     from .converters.calibration.capture import capture
+    from .converters.calibration.influence import measure_influences
     from .converters.comparing import Comparison, compare, compare_files
     from .converters.corrections import ErrorLoraOptions, error_lora_file
     from .converters.corrections.calibrate_file import calibrate_file
@@ -43,6 +44,7 @@ _PUBLIC = {
     "compare_files": ".converters.comparing",
     "error_lora_file": ".converters.corrections",
     "load_file": ".converters",
+    "measure_influences": ".converters.calibration",
     "plan_file": ".converters",
     "quantize_file": ".converters",
     "quantize_module": ".converters",
@@ -61,6 +63,7 @@ __all__ = [
     "compare_files",
     "error_lora_file",
     "load_file",
+    "measure_influences",
     "plan_file",
     "quantize_file",
     "quantize_module",

@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any
 
 from ..converters.calibration import Calibration
+from .influences import model_influences
 from .passes import MAX_TOKENS, run_recorded
 from .sampling import Callback, Latent, ksample
 from .timing import measured
@@ -27,6 +28,7 @@ def calibrate_sampler(
     layers: str = "",
     max_tokens: int = MAX_TOKENS,
     memory_mb: int = 0,
+    influences: bool = False,
 ) -> tuple[Calibration, Latent]:
     """Sample with every seed, as ComfyUI's KSampler does, and record what the layers see.
 
@@ -38,6 +40,8 @@ def calibrate_sampler(
         max_tokens: tokens kept of each layer.
         memory_mb: megabytes the statistics may take, 0 for half of what is free; the model runs as
             often as that needs.
+        influences: also measure how much each layer matters to the result, which Fit to Budget goes
+            by: about two more calls of the model for each layer.
 
     Returns:
         The calibration, and exactly the latent that KSampler gives for the first seed.
@@ -61,14 +65,15 @@ def calibrate_sampler(
             *(positive, negative, latent, denoise, callback),
         )
 
+    runs = [partial(sample, seed) for seed in seeds]
     guided = 2 if cfg > 1 else 1
     with measured("sampling", model.model_size() * len(seeds) * guided * steps):
-        return run_recorded(
-            model,
-            [partial(sample, seed) for seed in seeds],
-            steps,
-            settings,
+        calibration, first = run_recorded(
+            *(model, runs, steps, settings),
             layers=layers,
             max_tokens=max_tokens,
             memory_mb=memory_mb,
         )
+    if influences:
+        calibration.influences = model_influences(model, runs[0], steps, layers)
+    return calibration, first

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
+from functools import partial
 from typing import Any
 
 import comfy.model_management as mm
@@ -98,14 +99,27 @@ def capture_clip(clip: Any, capture: Capture) -> Any:
 def wrap_model(patcher: Any, around: Around) -> Any:
     """A clone of a MODEL each of whose calls runs within ``around()``.
 
+    More of it under :func:`intercept_model`.
+    """
+
+    def within(go: Callable[[], Any]) -> Any:
+        with around():
+            return go()
+
+    return intercept_model(patcher, within)
+
+
+def intercept_model(patcher: Any, calling: Callable[[Callable[[], Any]], Any]) -> Any:
+    """A clone of a MODEL, for each call of which ``calling`` is given a function that does it, as
+    often as it is called, and gives the result.
+
     The clone runs uncompiled, since compiled code leaves hooks out, and on one GPU. Each call first
     gives ComfyUI the chance to interrupt.
     """
 
     def call(executor: Any, *arguments: Any, **keywords: Any) -> Any:
         mm.throw_exception_if_processing_interrupted()
-        with around():
-            return executor(*arguments, **keywords)
+        return calling(partial(executor, *arguments, **keywords))
 
     new = patcher.clone()
     new.remove_wrappers_with_key(WrappersMP.APPLY_MODEL, COMPILED)

@@ -66,7 +66,7 @@ def run_recorded(
     memory = memory_bytes(memory_mb)
     widths = model_layers(model, layers)
     groups = plan_passes(widths, max_tokens, memory, max_passes=MOST_PASSES)
-    bar = _Bar(model, len(groups), len(runs), steps)
+    bar = Bar(model, len(groups), len(runs), steps)
     parts: list[Calibration] = []
     first: Any = None
     for group in groups:
@@ -74,7 +74,7 @@ def run_recorded(
         capture.settings.update(settings)
         recorded = capture_model(model, capture)
         for index, run in enumerate(runs):
-            result = _guarded(run, recorded, bar)
+            result = guarded(run, recorded, bar)
             if not parts and index == 0:
                 first = result
         parts.append(_to_disk(capture.finish()) if len(groups) > 1 else capture.finish())
@@ -105,7 +105,7 @@ def reached(calibration: Calibration) -> Calibration:
     return calibration
 
 
-class _Bar:
+class Bar:
     """One bar on the node, with previews, over all runs of all passes."""
 
     def __init__(self, model: Any, passes: int, runs: int, steps: int) -> None:
@@ -145,7 +145,8 @@ class _Bar:
         )
 
 
-def _guarded(run: Run, model: Any, bar: _Bar) -> Any:
+def guarded(run: Run, model: Any, bar: Bar) -> Any:
+    """What ``run`` gives. Raises RoundsmithError, which says in which run, where it fails."""
     where = bar.begin()
     try:
         result = run(model, bar.step)

@@ -66,6 +66,8 @@ def brief(calibration: Calibration) -> str:
         slowdown = settings.get("slowdown")
         slower = "" if slowdown is None else f", {slowdown:.2f} times the time of plain sampling"
         lines.append(f"{passes} {'pass' if passes == 1 else 'passes'}{slower}")
+    if calibration.influences:
+        lines.append(f"which layers matter: {len(calibration.influences)} measured")
     if calibration.unreached:
         lines.append(f"{len(calibration.unreached)} layers never reached")
     notes = len(calibration.warnings) + len(calibration.notes) - bool(calibration.unreached)

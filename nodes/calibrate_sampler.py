@@ -52,6 +52,14 @@ class CalibrateSampler(io.ComfyNode):
                 ),
                 *sampler_inputs(),
                 *capture_inputs("Where they do not fit, all is sampled again for more layers."),
+                io.Boolean.Input(
+                    "influences",
+                    display_name="which layers matter",
+                    default=False,
+                    optional=True,
+                    tooltip="Also measure how much an error of each layer matters to the result, "
+                    "for Fit to Budget: two more calls of the model for each layer.",
+                ),
             ],
             outputs=[
                 Calibration.Output(

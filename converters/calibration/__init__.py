@@ -4,6 +4,7 @@ from .budget import plan_passes
 from .calibration import Calibration
 from .capture import Capture, capture
 from .fingerprint import Fingerprint
+from .influence import Influences, measure_influences
 from .layers import is_linear
 from .record import Record, Summary
 
@@ -11,9 +12,11 @@ __all__ = [
     "Calibration",
     "Capture",
     "Fingerprint",
+    "Influences",
     "Record",
     "Summary",
     "capture",
     "is_linear",
+    "measure_influences",
     "plan_passes",
 ]

@@ -35,6 +35,8 @@ class Calibration:
             the model as a multiple of the call alone.
         notes: what happened on the way that a person should know.
         fingerprint: which model they belong to.
+        influences: how much an error of each layer matters to the model's output, relative to
+            relative (see ``influence.py``); empty where that was not measured.
     """
 
     def __init__(
@@ -43,6 +45,7 @@ class Calibration:
         settings: Mapping[str, Any] | None = None,
         notes: Iterable[str] = (),
         fingerprint: Fingerprint | None = None,
+        influences: Mapping[str, float] | None = None,
     ) -> None:
         """``shelves``: by layer; None for a layer that was never reached. Layers fed by one tensor
         have the same shelf.
@@ -50,6 +53,7 @@ class Calibration:
         self.settings: dict[str, Any] = dict(settings or {})
         self.notes: list[str] = list(notes)
         self.fingerprint = fingerprint or Fingerprint({})
+        self.influences: dict[str, float] = dict(influences or {})
         self._shelves: dict[str, Shelf | None] | None = dict(shelves)
         self._why_not = ""
 
@@ -123,6 +127,10 @@ class Calibration:
         shelf = self.shelves.get(self._find(layer))
         return None if shelf is None else shelf.load()
 
+    def influence(self, layer: str) -> float | None:
+        """How much an error of a layer matters in the end; None: not measured."""
+        return self.influences.get(self._find(layer))
+
     def shares(self, layer: str) -> tuple[str, ...]:
         """The layers that have the record of ``layer``, itself included."""
         shelf = self.shelves.get(self._find(layer))
@@ -138,7 +146,10 @@ class Calibration:
         """The layers whose name begins with ``prefix``, called without it."""
         shelves = {n[len(prefix) :]: s for n, s in self.shelves.items() if n.startswith(prefix)}
         marks = self.fingerprint.under(prefix)
-        return Calibration(shelves, self.settings, self.notes, marks)
+        influences = {
+            n[len(prefix) :]: i for n, i in self.influences.items() if n.startswith(prefix)
+        }
+        return Calibration(shelves, self.settings, self.notes, marks, influences)
 
     def check(self, model: Fingerprint) -> list[str]:
         """Warnings about using the statistics for ``model``.
@@ -172,7 +183,10 @@ class Calibration:
             shelves[name] = pairs[key]
         runs = [*_runs(self.settings), *_runs(other.settings)]
         marks = self.fingerprint.joined(other.fingerprint)
-        return Calibration(shelves, {**runs[0], "runs": runs}, notes, marks)
+        influences = {**self.influences, **other.influences}
+        for name in self.influences.keys() & other.influences.keys():
+            influences[name] = (self.influences[name] + other.influences[name]) / 2
+        return Calibration(shelves, {**runs[0], "runs": runs}, notes, marks, influences)
 
     @classmethod
     def join(cls, parts: Iterable[Calibration]) -> Calibration:
@@ -185,6 +199,7 @@ class Calibration:
         settings: dict[str, Any] = {}
         notes: list[str] = []
         marks = Fingerprint({})
+        influences: dict[str, float] = {}
         passes = 0
         for passes, part in enumerate(parts, 1):  # noqa: B007 - how many there were
             twice = shelves.keys() & part.shelves.keys()
@@ -197,7 +212,8 @@ class Calibration:
             settings = _joined(settings, part.settings)
             notes.extend(note for note in part.notes if note not in notes)
             marks = marks.joined(part.fingerprint)
-        return cls(shelves, {**settings, "passes": passes}, notes, marks)
+            influences.update(part.influences)
+        return cls(shelves, {**settings, "passes": passes}, notes, marks, influences)
 
     def save(self, path: str | Path, *, overwrite: bool = False) -> Path:
         """Write everything to one safetensors file, which appears under its name when complete.

@@ -129,7 +129,7 @@ class Capture:
                 self.notes.append(f"a call of the model ended in {kind}: statistics are partial")
                 raise
         if self._sharing is not None:
-            with _plain_mode("cpu"):
+            with plain_mode("cpu"):
                 self._sharing.settle()
 
     def finish(self) -> Calibration:
@@ -139,7 +139,7 @@ class Capture:
         self._module = None
         self._modules = {}
         assert sharing is not None
-        with _plain_mode("cpu"):
+        with plain_mode("cpu"):
             accumulators = sharing.finish()
             shelves = _shelved(accumulators, stored=self._store is not None)
         ordered = {name: shelves.get(name) for name in self.widths}
@@ -184,7 +184,7 @@ class Capture:
     def _feed(self, name: str, x: Tensor) -> None:
         if self._sharing is None:
             return
-        with self._clock.hook(x), _plain_mode(x.device.type):
+        with self._clock.hook(x), plain_mode(x.device.type):
             if type(x) not in (Tensor, nn.Parameter) and hasattr(x, "dequantize"):
                 x = x.dequantize()  # codes with scales
             self._sharing.feed(name, x)
@@ -241,7 +241,7 @@ def _shelved(accumulators: dict[str, Accumulator], stored: bool) -> dict[str, Sh
 
 
 @contextmanager
-def _plain_mode(device: str) -> Iterator[None]:
+def plain_mode(device: str) -> Iterator[None]:
     """Without gradients, and whatever mode the model runs in, tensors usable in all of them."""
     with (
         torch.inference_mode(False),

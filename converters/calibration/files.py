@@ -6,12 +6,14 @@ Tensors of record ``i``: ``records.<i>.mean``, ``.absmax`` (F32 ``[N]``), ``.his
 - ``roundsmith.calibration``: the version of this layout. In version 1 no calls were set aside;
 - ``layers``: JSON, layer to the number of its record, null for a layer never reached;
 - ``records``: JSON list, the numbers of each record (see ``Summary``);
-- ``settings``, ``notes``, ``fingerprint``: JSON.
+- ``settings``, ``notes``, ``fingerprint``: JSON;
+- ``influences``: JSON, layer to a number; only where they were measured.
 """
 
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import asdict, astuple
 from pathlib import Path
 from typing import Any
@@ -48,6 +50,8 @@ def save(calibration: Calibration, path: str | Path, overwrite: bool = False) ->
         "notes": json.dumps(calibration.notes),
         "fingerprint": calibration.fingerprint.to_json(),
     }
+    if calibration.influences:
+        metadata["influences"] = json.dumps(calibration.influences)
     entries: dict[str, Entry] = {}
     for number, shelf in enumerate(shelves):
         entries.update(_entries(number, shelf.summary))
@@ -87,7 +91,19 @@ def load(path: str | Path) -> Calibration:
         fingerprint = Fingerprint.from_json(file.metadata.get("fingerprint", ""))
     except CheckpointError as error:
         raise _damaged(path, str(error)) from error
-    return Calibration(found, _json(file, "settings", dict), _json(file, "notes"), fingerprint)
+    settings, notes = _json(file, "settings", dict), _json(file, "notes")
+    return Calibration(found, settings, notes, fingerprint, _influences(file))
+
+
+def _influences(file: Checkpoint) -> dict[str, float]:
+    """Files of before, and those of runs that did not measure them, have none."""
+    if "influences" not in file.metadata:
+        return {}
+    found = _json(file, "influences", dict)
+    for layer, value in found.items():
+        if type(value) not in (int, float) or not 0 <= value < math.inf:
+            raise _damaged(file.path, f"the influence of layer {layer!r} makes no sense: {value!r}")
+    return found
 
 
 def _entries(number: int, summary: Summary) -> dict[str, Entry]:

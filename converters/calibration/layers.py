@@ -67,18 +67,19 @@ def pick(
 
 def input_of(args: Sequence[Any], kwargs: Mapping[str, Any], width: int) -> Tensor | None:
     """The floating tensor ``[..., width]`` a layer was called with: the first, however nested."""
-    for x in _tensors((args, kwargs)):
+    for x in tensors_in((args, kwargs)):
         if x.dim() and x.shape[-1] == width and x.is_floating_point() and not x.is_meta:
             return x
     return None
 
 
-def _tensors(value: Any) -> Iterator[Tensor]:
+def tensors_in(value: Any) -> Iterator[Tensor]:
+    """All tensors in mappings, tuples and lists, however nested."""
     if isinstance(value, Tensor):
         yield value
     elif isinstance(value, Mapping):
         for item in value.values():
-            yield from _tensors(item)
+            yield from tensors_in(item)
     elif isinstance(value, (tuple, list)):
         for item in value:
-            yield from _tensors(item)
+            yield from tensors_in(item)

@@ -6,16 +6,11 @@ result is a recipe: one rule a format, which a person may edit.
 
 from __future__ import annotations
 
-import json
 import math
-import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
-from pydantic import Field, model_validator
 from torch import Tensor
 
 from ...checkpoints import Checkpoint, encode_conf
@@ -24,120 +19,18 @@ from ...layouts import Candidate, Spec, formats, get_format
 from ..calibration import Calibration, Record
 from ..engine import CancelCallback, ProgressCallback, rounding_device
 from ..model import ModelView
-from ..options import Options, Rule
+from ..options import Options
 from ..plan import TensorPlan, entry_nbytes, make_plan
 from ..presets import resolve
 from ..recipe import Recipe
 from ..report import Progress
 from ..source import Source
 from ..statistics import Statistics
-from ..strict import Strict
 from .hull import Option, walk, within_bytes, within_error
+from .result import Budget, Chosen, decibel
+from .rules import TIED, rules_of
 from .sensitivity import Way, layer_options
-
-_TIED = ("scaling", "group_size", "convrot", "variant", "form")
-
-
-class Target(Strict):
-    """What a budget is for; exactly one of ``size``, ``bits`` and ``snr``."""
-
-    size: int | None = Field(None, gt=0, description="bytes of the whole file, at most")
-    bits: float | None = Field(
-        None, gt=0, le=64, description="mean bits of a weight of the layers chosen for, at most"
-    )
-    snr: float | None = Field(
-        None, gt=0, lt=200, description="dB of the layers' outputs, from their mean error, at least"
-    )
-    formats: tuple[str, ...] | None = Field(
-        None, description="formats to choose from; by default all that run here"
-    )
-    keep: bool = Field(True, description="layers may also stay as they are")
-
-    @model_validator(mode="after")
-    def _one(self) -> Target:
-        given = [name for name in ("size", "bits", "snr") if getattr(self, name) is not None]
-        if len(given) != 1:
-            raise ValueError(f"give one of size, bits and snr, not {' and '.join(given) or 'none'}")
-        for name in self.formats or ():
-            get_format(name)
-        return self
-
-
-@dataclass(frozen=True)
-class Chosen:
-    """What one layer gets.
-
-    Attributes:
-        layer: its name.
-        spec: what it is stored as; None: it stays as it is.
-        nbytes: bytes of that, its JSON in layer and header among them.
-        error: relative error of its outputs (of its weights, without statistics).
-    """
-
-    layer: str
-    spec: Spec | None
-    nbytes: int
-    error: float
-
-
-@dataclass(frozen=True)
-class Budget:
-    """The choice, and what else there was to choose.
-
-    Attributes:
-        recipe: makes it: the recipe given, with a rule a format in front.
-        layers: what each layer gets.
-        curve: bytes of the file and dB, from the smallest choice to the most exact.
-        uniform: bytes of the file and dB of each format alone, by what it is.
-        size: bytes of the file.
-        measured: ``"outputs"`` as executed, or ``"weights"`` where there were no statistics.
-        notes: what a person should know.
-    """
-
-    recipe: Recipe
-    layers: tuple[Chosen, ...]
-    curve: tuple[tuple[int, float], ...]
-    uniform: Mapping[str, tuple[int, float]]
-    size: int
-    measured: str
-    notes: tuple[str, ...]
-
-    @property
-    def snr(self) -> float:
-        """dB of the layers' mean relative error."""
-        return _decibel(sum(c.error for c in self.layers), len(self.layers))
-
-    def table(self) -> str:
-        """A line for each layer, the most sensitive first."""
-        width = max((len(c.layer) for c in self.layers), default=5)
-        lines = [f"{'layer':{width}}  {'MB':>9}  {'dB':>6}  stored as"]
-        for c in sorted(self.layers, key=lambda c: -c.error):
-            level = f"{_decibel(c.error, 1):6.1f}" if c.error else "     –"
-            what = c.spec.describe() if c.spec else "as it is"
-            lines.append(f"{c.layer:{width}}  {c.nbytes / 1e6:9.2f}  {level}  {what}")
-        lines.append(f"{self.size:,} bytes, {self.snr:.1f} dB ({self.measured})")
-        lines += [
-            f"  all {name}: {size:,} bytes, {snr:.1f} dB"
-            for name, (size, snr) in sorted(self.uniform.items(), key=lambda item: item[1])
-        ]
-        return "\n".join([*lines, *self.notes])
-
-    def json(self) -> str:
-        """The choice for machines; ``recipe`` can be given to quantize."""
-        layers = [
-            {
-                "name": c.layer,
-                "stored_as": c.spec.describe() if c.spec else None,
-                "bytes": c.nbytes,
-                "error": c.error,
-            }
-            for c in self.layers
-        ]
-        top = {"size": self.size, "snr": _finite(self.snr), "measured": self.measured}
-        uniform = {name: (size, _finite(snr)) for name, (size, snr) in self.uniform.items()}
-        rest = {"curve": self.curve, "uniform": uniform, "notes": self.notes}
-        recipe = json.loads(self.recipe.to_json())
-        return json.dumps({**top, "recipe": recipe, "layers": layers, **rest}, ensure_ascii=False)
+from .target import Target
 
 
 def fit_budget_file(
@@ -171,7 +64,8 @@ def fit_budget(
         target: size or quality.
         recipe: everything else; layers that its preset or exclude keep, and those that rules, a
             layer config or a fallback speak of, are not chosen for.
-        calibration: statistics of the layers' inputs; without them weights decide.
+        calibration: statistics of the layers' inputs; without them weights decide. Where it has
+            the layers' influences, the model's output decides, else all layers count alike.
         progress, cancel: as in :func:`~roundsmith.converters.engine.convert`.
         decodes: the runtime decodes every weight before its product; None: as ComfyUI does, for
             text encoders.
@@ -194,9 +88,11 @@ def fit_budget(
     calibrated = recipe.rounding in ("auto", "calibrated")
     if decodes is None:
         decodes = resolve(recipe.preset, model.names).detection.kind == "text_encoder"
+    influences, notes = _influences([t.layer for t in layers], calibration)
     bad: dict[str, str] = {}
     ways: list[list[Way]] = []
     options: list[list[Option]] = []
+    errors: list[list[float]] = []
     total, done = sum(t.bytes_before for t in layers), 0
     for index, t in enumerate(layers, 1):
         if cancel is not None and cancel():
@@ -213,38 +109,69 @@ def fit_budget(
             mine = [Way(None, t.bytes_before)]
         ways.append(mine)
         record = statistics.record(t.layer)
-        options.append(_tried(w, device, mine, record, calibrated, bool(decodes)))
+        tried = _tried(w, device, mine, record, calibrated, bool(decodes))
+        errors.append([option.error for option in tried])
+        options.append([Option(o.nbytes, o.error * influences[t.layer]) for o in tried])
     rest = plan.size - sum(t.bytes_after for t in layers)
     alike = list(_alike(ways).values())
     while True:
         chosen = _choose(target, layers, options, alike, rest)
         found = tuple(
-            Chosen(t.layer, mine[i].spec, some[i].nbytes, some[i].error)
-            for t, mine, some, i in zip(layers, ways, options, chosen, strict=True)
+            Chosen(t.layer, mine[i].spec, some[i].nbytes, lost[i], some[i].error)
+            for t, mine, some, lost, i in zip(layers, ways, options, errors, chosen, strict=True)
         )
-        made = recipe.model_copy(update={"rules": (*_rules(found), *recipe.rules)})
+        made = recipe.model_copy(update={"rules": (*rules_of(found), *recipe.rules)})
         size = make_plan(model, made, bad, statistics.known).size
         if target.size is None or size <= target.size:
             break
         rest += size - target.size  # JSON and rules took more than was thought
     rest = size - sum(c.nbytes for c in found)
     measured = all(statistics.record(t.layer) is not None for t in layers)
-    notes = [*statistics.notes, *(f"{layer}: {reason}" for layer, reason in bad.items())]
+    notes += [*statistics.notes, *(f"{layer}: {reason}" for layer, reason in bad.items())]
     if not measured:
         notes.append(
             "chosen by the weights' error, which says less than that of the outputs: connect or "
             "name a calibration" if calibration is None else
             "layers the calibration never reached were judged by their weights"
         )  # fmt: skip
+    by = "outputs, as executed" if measured else "weights"
+    if calibration is not None and calibration.influences:
+        by = f"the model's output, by influence and {'layer outputs' if measured else 'weights'}"
     return Budget(
         made,
         found,
         _curve(options, rest),
         _uniform(ways, options, rest),
         size,
-        "outputs, as executed" if measured else "weights",
+        by,
         tuple(notes),
     )
+
+
+def _influences(
+    layers: Sequence[str], calibration: Calibration | None
+) -> tuple[dict[str, float], list[str]]:
+    """What the error of each layer counts, and what a person should know about it."""
+    alike = dict.fromkeys(layers, 1 / len(layers))
+    if calibration is None:
+        return alike, []
+    found = {layer: calibration.influence(layer) for layer in layers}
+    known = {layer: value for layer, value in found.items() if value is not None}
+    if not any(known.values()):
+        return alike, [
+            "the errors of all layers counted alike, though some matter more in the end: the "
+            "calibration does not know which; let Calibrate (Sampler) measure influences, or "
+            "measure_influences"
+        ]
+    if len(known) == len(layers):
+        return known, []
+    logs = [math.log(value) for value in known.values() if value > 0]
+    middle = math.exp(sum(logs) / len(logs))
+    first = next(layer for layer in layers if layer not in known)
+    return {layer: known.get(layer, middle) for layer in layers}, [
+        f"{len(layers) - len(known)} layers whose influence was not measured ({first}) counted as "
+        "the others do in the middle"
+    ]
 
 
 def _tried(
@@ -278,7 +205,7 @@ def _ways(model: ModelView, t: TensorPlan, recipe: Recipe, target: Target) -> li
             asked = Options(format=fmt.id, **candidate.options)
             spec = fmt.fit(
                 fmt.bind(
-                    **{option: getattr(asked, option) for option in _TIED},
+                    **{option: getattr(asked, option) for option in TIED},
                     features=t.shape[1],
                     full_precision_matrix_mult=bool(recipe.full_precision_matrix_mult),
                 ),
@@ -306,10 +233,10 @@ def _choose(
     start, steps = walk(options)
     smallest = sum(some[i].nbytes for some, i in zip(options, start, strict=True))
     if target.snr is not None:
-        chosen = within_error(options, len(layers) * 10 ** (-target.snr / 10))
+        chosen = within_error(options, 10 ** (-target.snr / 10))
         if chosen is None:
             lost = sum(some[i].error for some, i in zip(options, start, strict=True))
-            best = _decibel(steps[-1].error if steps else lost, len(layers))
+            best = decibel(steps[-1].error if steps else lost)
             raise RecipeError(f"target snr {target.snr} dB: at best {best:.1f} dB can be reached")
         return chosen
     if target.bits is not None:
@@ -331,40 +258,12 @@ def _choose(
     return chosen
 
 
-def _rules(chosen: Sequence[Chosen]) -> list[Rule]:
-    """One rule for each way that is used, the layers' names in its pattern."""
-    by_spec: dict[Spec | None, list[str]] = {}
-    for c in chosen:
-        by_spec.setdefault(c.spec, []).append(c.layer)
-    rules = []
-    for spec, layers in by_spec.items():
-        for pattern in _patterns(layers):
-            if spec is None:
-                rules.append(Rule(match=pattern, skip=True))
-                continue
-            said: dict[str, Any] = {name: getattr(spec, name) for name in _TIED}
-            rules.append(Rule(match=pattern, format=spec.format, **said))
-    return rules
-
-
-def _patterns(layers: Sequence[str], longest: int = 900) -> list[str]:
-    """Patterns that match just these names, each short enough for a rule."""
-    found: list[str] = []
-    names: list[str] = []
-    for name in map(re.escape, layers):
-        if names and sum(map(len, names)) + len(names) + len(name) > longest:
-            found.append(f"^(?:{'|'.join(names)})$")
-            names = []
-        names.append(name)
-    return [*found, f"^(?:{'|'.join(names)})$"] if names else found
-
-
 def _curve(options: list[list[Option]], rest: int) -> tuple[tuple[int, float], ...]:
     start, steps = walk(options)
     first = [some[i] for some, i in zip(options, start, strict=True)]
     points = [(sum(o.nbytes for o in first), sum(o.error for o in first))]
     points += [(step.nbytes, step.error) for step in steps]
-    return tuple((n + rest, _decibel(e, len(options))) for n, e in points if e > 0)
+    return tuple((n + rest, decibel(e)) for n, e in points if e > 0)
 
 
 def _alike(ways: list[list[Way]]) -> dict[str, list[int]]:
@@ -385,15 +284,5 @@ def _uniform(
     for name, chosen in _alike(ways).items():
         picked = [some[i] for some, i in zip(options, chosen, strict=True)]
         size = sum(o.nbytes for o in picked) + rest
-        found[name] = size, _decibel(sum(o.error for o in picked), len(picked))
+        found[name] = size, decibel(sum(o.error for o in picked))
     return found
-
-
-def _finite(level: float) -> float | None:
-    """None where nothing is lost, which JSON has no number for."""
-    return level if math.isfinite(level) else None
-
-
-def _decibel(error: float, count: int) -> float:
-    """dB of a mean relative error."""
-    return -10 * math.log10(error / count) if error > 0 else math.inf

@@ -47,7 +47,7 @@ def draw(budget: Budget) -> Image.Image:
                       textcoords="offset points")  # fmt: skip
     axes.plot(budget.size / 1e6, budget.snr, "*", color="#e0a458", ms=14, label="chosen")
     axes.set_xlabel("MB", fontsize=8)
-    axes.set_ylabel(f"dB of the mean error\n({budget.measured})", fontsize=8)
+    axes.set_ylabel(f"dB\n({budget.measured})", fontsize=8)
     axes.tick_params(labelsize=7)
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)

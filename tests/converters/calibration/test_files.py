@@ -167,3 +167,18 @@ def test_statistics_with_nan_are_a_problem_of_their_layer(saved, field):
     loaded = Calibration.load(rewritten(saved, {name: tensor}))
     assert loaded.record("a").problem() == f"its statistics hold NaN or Inf ({field})"
     assert loaded.record("wide").problem() == ""
+
+
+def test_influences_are_kept_and_files_without_have_none(saved, tmp_path):
+    assert Calibration.load(saved).influences == {}, "as in files of before"
+    calibration = captured()
+    calibration.influences = {"a": 0.25, "wide": 0.0}
+    loaded = Calibration.load(calibration.save(tmp_path / "i.safetensors"))
+    assert loaded.influences == {"a": 0.25, "wide": 0.0}
+    assert loaded.influence("a.weight") == 0.25 and loaded.influence("b") is None
+
+
+@pytest.mark.parametrize("value", ["[]", '{"a": -1}', '{"a": "x"}', '{"a": NaN}', "{"])
+def test_influences_that_make_no_sense_are_refused(saved, value):
+    with pytest.raises(CheckpointError, match="damaged"):
+        Calibration.load(rewritten(saved, influences=value))

@@ -13,7 +13,7 @@ from torch import nn
 
 from roundsmith.cli import main
 from roundsmith.converters import Recipe, plan_file, quantize_file
-from roundsmith.converters.calibration import capture
+from roundsmith.converters.calibration import Calibration, capture
 from roundsmith.converters.choosing import Target, curve, fit_budget_file
 from roundsmith.errors import Cancelled, RecipeError
 
@@ -71,7 +71,8 @@ def test_the_file_is_no_larger_than_asked(
     quantize_file(model, tmp_path / "out.safetensors", found.recipe)
     assert (tmp_path / "out.safetensors").stat().st_size <= size
     assert ("outputs" in found.measured) == calibrated
-    assert bool(found.notes) != calibrated, "weights alone are said to say less"
+    assert ("weights' error" in found.notes[0]) != calibrated, "weights alone say less"
+    assert ("counted alike" in found.notes[0]) == calibrated, "no influences were measured"
 
 
 def test_mean_bits(made: tuple[Path, Path]) -> None:
@@ -207,3 +208,54 @@ def test_layers_that_no_format_fits(tmp_path: Path) -> None:
 def test_nothing_lost_is_valid_json(made: tuple[Path, Path]) -> None:
     found = fit_budget_file(made[0], Target(bits=40), RECIPE)
     assert json.loads(found.json(), parse_constant=pytest.fail)["snr"] is None
+
+
+def with_influences(path: Path, to: Path, **influences: float) -> Calibration:
+    calibration = Calibration.load(path)
+    calibration.influences = influences
+    return Calibration.load(calibration.save(to, overwrite=True))
+
+
+def test_layers_that_matter_in_the_end_get_more_bits(
+    made: tuple[Path, Path], tmp_path: Path
+) -> None:
+    model, path = made
+    target = Target(bits=6.5, formats=("nvfp4", "int8_tensorwise"))
+    bits = {}
+    for first, second in ((1.0, 1e-4), (1e-4, 1.0)):
+        some = {n: first if n in "abc" else second for n in "abcdef"}
+        calibration = with_influences(path, tmp_path / "i.safetensors", **some)
+        found = fit_budget_file(model, target, RECIPE, calibration)
+        assert not found.notes and "model's output" in found.measured
+        for c in found.layers:
+            assert c.effect == pytest.approx(c.error * some[c.layer])
+        assert found.snr == pytest.approx(-10 * math.log10(sum(c.effect for c in found.layers)))
+        bits[first] = sum(c.nbytes for c in found.layers if c.layer in "abc")
+    assert bits[1.0] > 1.3 * bits[1e-4]
+
+
+def test_layers_without_an_influence_count_as_the_middle(
+    made: tuple[Path, Path], tmp_path: Path
+) -> None:
+    model, path = made
+    calibration = with_influences(path, tmp_path / "i.safetensors", a=0.04, b=4.0, c=0.0)
+    found = fit_budget_file(model, Target(bits=5, formats=("nvfp4",)), RECIPE, calibration)
+    assert any("3 layers whose influence was not measured (d)" in note for note in found.notes)
+    for c in found.layers:
+        counted = {"a": 0.04, "b": 4.0, "c": 0.0}.get(c.layer, 0.4)
+        assert c.effect == pytest.approx(c.error * counted)
+    nothing = with_influences(path, tmp_path / "i.safetensors", a=0.0)
+    found = fit_budget_file(model, Target(bits=5, formats=("nvfp4",)), RECIPE, nothing)
+    assert any("counted alike" in note for note in found.notes), "zeros alone say nothing"
+
+
+def test_never_worse_than_a_single_format_by_influence_too(
+    made: tuple[Path, Path], tmp_path: Path
+) -> None:
+    model, path = made
+    some = dict(zip("abcdef", (3.0, 0.01, 1.0, 0.0, 0.2, 10.0), strict=True))
+    calibration = with_influences(path, tmp_path / "i.safetensors", **some)
+    everything = fit_budget_file(model, Target(bits=16), RECIPE, calibration)
+    for name, (size, snr) in everything.uniform.items():
+        found = fit_budget_file(model, Target(size=size + 4096), RECIPE, calibration)
+        assert found.snr >= snr - 1e-6, name
