@@ -28,10 +28,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ceiling import inputs_in_int8
 from in_comfyui import Demo, restart_in_comfyui
 from ours import METHODS
 from peers import Peer
-from ceiling import inputs_in_int8
 from scoring import Bars, mean, snr, table
 from torch import Tensor
 

@@ -14,7 +14,7 @@ import comfy.model_management as mm
 from ..converters.calibration import Influences
 from .capturing import intercept_model, model_layers
 from .passes import Bar, Run, guarded
-from .progress import show_text
+from .progress import Messages
 from .sources import is_linear
 
 PARTS = (0.25, 0.75)
@@ -39,10 +39,11 @@ def model_influences(model: Any, run: Run, steps: int, layers: str = "") -> dict
     measured = Influences(model.model.diffusion_model, names, linear=is_linear)
     places = {min(int(part * steps), steps - 1) for part in PARTS}
     many, step, begun = len(places), 0, 0
+    messages = Messages("influences")
 
     def told(done: int, total: int) -> None:
         mm.throw_exception_if_processing_interrupted()
-        show_text(f"Which layers matter: {done} of {total}, place {begun} of {many}")
+        messages.send((begun - 1 + done / total) / many, index=done, count=total)
 
     def calling(go: Callable[[], Any]) -> Any:
         nonlocal begun
