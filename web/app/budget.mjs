@@ -5,19 +5,15 @@ import { frontend } from "./frontend.mjs";
 
 const KIND = "RoundsmithFitToBudget";
 const KEY = "roundsmith_curve";
-const inners = new WeakMap();
+const panels = new WeakMap();
 
 async function show(node) {
-  const { curve, NODE_WIDTH } = await import("./curve.mjs");
-  if (!inners.has(node)) {
-    const inner = h("div");
-    inners.set(node, inner);
-    // Space around the content belongs to the panel: 2 × (6 + 1) px.
-    const height = () => (inner.offsetHeight || 250) + 14;
-    frontend.addPanel(node, h("div", { class: "roundsmith-panel roundsmith-curve" }, inner), height, KEY);
-    new ResizeObserver(() => frontend.fit(node)).observe(inner);
+  const { curve, NODE_WIDTH, PANEL_HEIGHT } = await import("./curve.mjs");
+  if (!panels.has(node)) {
+    panels.set(node, h("div", { class: "roundsmith-panel roundsmith-curve" }));
+    frontend.addPanel(node, panels.get(node), () => PANEL_HEIGHT, KEY);
   }
-  fill(inners.get(node), curve(node, node.properties[KEY]));
+  fill(panels.get(node), curve(node, node.properties[KEY]));
   frontend.widen(node, NODE_WIDTH);
 }
 
