@@ -90,7 +90,8 @@ class Canvas:
             """id => {
                 const { canvas } = window.app, node = window.app.rootGraph.getNodeById(id);
                 const box = canvas.canvas.getBoundingClientRect();
-                const [x, y] = canvas.ds.convertOffsetToCanvas([node.pos[0] + 40, node.pos[1] - 15]);
+                const [px, py] = node.pos;
+                const [x, y] = canvas.ds.convertOffsetToCanvas([px + 40, py - 15]);
                 return [box.left + x, box.top + y];
             }""",
             node,
