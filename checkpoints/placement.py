@@ -56,8 +56,8 @@ def build_header(
 ) -> bytes:
     """Everything before the tensors: the length, the JSON, spaces up to a multiple of 8 bytes.
 
-    The tensors lie as ``place(entries)`` says; ``placed``, where that is known. Raises CheckpointError for metadata that is not text
-    and for a header above the format's limit.
+    The tensors lie as ``place(entries)`` says; ``placed`` is that, where it is known. Raises
+    CheckpointError for metadata that is not text and for a header above the format's limit.
     """
     content: dict[str, Any] = {}
     for key, value in metadata.items():

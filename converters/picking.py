@@ -95,7 +95,8 @@ def _tails(kind: str) -> list[str]:
 
 
 def _narrow(layers: Collection[str], names: Iterable[str]) -> list[str]:
-    """Patterns for some of ``names``: whole blocks, numbers of a family and kinds that go together, then names."""
+    """Patterns for some of ``names``: whole blocks, numbers of a family and kinds that go together,
+    then names."""
     kinds: dict[tuple[str, str], list[str]] = {}
     outside: list[str] = []
     for layer in sorted(layers, key=_natural):
@@ -111,12 +112,12 @@ def _narrow(layers: Collection[str], names: Iterable[str]) -> list[str]:
         whole = f"{family}.{number}" not in parents
         numbers.setdefault((family, () if whole else tuple(some)), []).append(number)
     found = []
-    for (family, some), each in numbers.items():
-        if not some:
+    for (family, together), each in numbers.items():
+        if not together:
             heads = _alternatives(each, LONGEST - len(family))
             found += [rf"^{re.escape(family)}\.{head}\." for head in heads]
         for head in _alternatives(each, LONGEST // 2 - len(family)):
-            for tail in _alternatives(list(map(re.escape, some)), LONGEST // 2):
+            for tail in _alternatives([re.escape(kind) for kind in together], LONGEST // 2):
                 found.append(rf"^{re.escape(family)}\.{head}\.{tail}$")
     found += [f"^{name}$" for name in _alternatives(outside, LONGEST)]
     return found

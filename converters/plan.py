@@ -203,8 +203,8 @@ def _plan_tensor(
     if decision.action == "remove":
         return TensorPlan(name, "remove", shape, reason=decision.reason, bytes_before=before)
     if not name.endswith(".weight") or not model.is_weight(name):
-        entries = {name: model.described(name).entry}
-        return TensorPlan(name, "copy", shape, entries=entries, bytes_before=before)
+        copied = {name: model.described(name).entry}
+        return TensorPlan(name, "copy", shape, entries=copied, bytes_before=before)
     if layer in keep:
         return _kept(model, name, keep[layer])
     options, reason = _options(layer, shape, recipe, decision)

@@ -6,6 +6,7 @@ import { frontend } from "./frontend.mjs";
 import { t } from "./text.mjs";
 
 export const NODE_WIDTH = 400;
+export const PANEL_HEIGHT = 268; // the drawing, two lines below it, the space around them
 const HEIGHT = 190;
 const WIDTH = 340;
 const LEFT = 34;
@@ -77,9 +78,8 @@ export function curve(node, found) {
   }
 
   function nearest(event) {
-    const box = drawing.getBoundingClientRect();
-    const [px, py] = [event.clientX - box.left, event.clientY - box.top].map((d) => (d * WIDTH) / box.width);
-    const away = points.map((point) => Math.hypot(point.x - px, point.y - py));
+    const at = new DOMPoint(event.clientX, event.clientY).matrixTransform(drawing.getScreenCTM().inverse());
+    const away = points.map((point) => Math.hypot(point.x - at.x, point.y - at.y));
     return away.indexOf(Math.min(...away));
   }
 

@@ -264,7 +264,7 @@ class Picker {
       h("span", { class: "bytes" }, rows.length ? `${bytes(before)} → ${bytes(after)}` : bytes(before)),
       h("span", { class: `stored${changed ? " changed" : ""}`, title: reasons || null }, stored.length > 1 ? t("pickMixed", { count: stored.length }) : stored[0] ?? ""),
       level === null ? h("span", { class: "bar" }, levels.length ? t("pickNotKnown") : "") : bar(level / BEST, `${decibels(level)}`, "quality"),
-      worst === null ? h("span", { class: "bar" }) : bar(worst, offset === null ? "" : `${offset > 0 ? "+" : ""}${offset.toFixed(1)}`, "sensitive"),
+      worst === null ? h("span", { class: "bar" }) : bar(worst, offset === null ? "" : `${offset < 0 ? "−" : "+"}${Math.abs(offset).toFixed(1)}`, "sensitive"),
     ];
   }
 

@@ -6,8 +6,9 @@ DEMO = "diffusion_models/roundsmith-demo-flux-digits.safetensors"
 
 
 def test_a_point_of_the_curve_becomes_the_target(canvas, demo):
-    budget, plan = canvas.add("RoundsmithFitToBudget"), canvas.add(
-        "RoundsmithPlanQuantization", 700, 100
+    budget, plan = (
+        canvas.add("RoundsmithFitToBudget"),
+        canvas.add("RoundsmithPlanQuantization", 700, 100),
     )
     for node in (budget, plan):
         canvas.set(node, "source", DEMO)

@@ -19,8 +19,9 @@ DEMO = "diffusion_models/roundsmith-demo-flux-digits.safetensors"
 def wire(canvas: Canvas, source: str, kind: str = "RoundsmithQuantizationRecipe") -> int:
     """A recipe connected to Plan Quantization of a file; the node of ``kind``."""
     canvas.page.evaluate("() => window.app.rootGraph.clear()")
-    recipe, plan = canvas.add("RoundsmithQuantizationRecipe"), canvas.add(
-        "RoundsmithPlanQuantization", 700, 100
+    recipe, plan = (
+        canvas.add("RoundsmithQuantizationRecipe"),
+        canvas.add("RoundsmithPlanQuantization", 700, 100),
     )
     canvas.set(plan, "source", source)
     canvas.set(recipe, "format", "nvfp4")
@@ -179,7 +180,8 @@ def test_many_layers_open_at_once_and_names_are_text(canvas, big):
     page.locator(".roundsmith-picker .row", has_text="blocks.499").wait_for(timeout=5000)
     page.locator(".roundsmith-picker input[type=search]").fill("blocks.7 img")
     assert page.get_by_role("treeitem", name=HOSTILE).count() > 0
-    assert page.locator(".roundsmith-picker .row").count() < 80, "rows that are not seen are not made"
+    rows = page.locator(".roundsmith-picker .row").count()
+    assert rows < 80, "rows that are not seen are not made"
     assert page.evaluate("() => window.hacked") is None
     assert page.locator(".roundsmith-picker img").count() == 0
     canvas.shot("picker-many")
