@@ -64,8 +64,9 @@ class FitToBudget(io.ComfyNode):
                         ),
                     ],
                     tooltip="What to reach. size: of the whole file, in GB (10⁹ bytes), at most. "
-                    "bits: mean over the weights that are quantized, at most. quality: SNR of the "
-                    "layers' mean error, at least, in as few bytes as possible.",
+                    "bits: mean over the weights that are quantized, at most. quality: SNR, "
+                    "at least, in as few bytes as possible: of the model's output where the "
+                    "calibration knows which layers matter, else of the layers' mean error.",
                 ),
                 io.Combo.Input(
                     "formats",
@@ -78,8 +79,9 @@ class FitToBudget(io.ComfyNode):
                 Calibration.Input(
                     "calibration",
                     optional=True,
-                    tooltip="Statistics of what the layers see. Without them the error of the "
-                    "weights decides, which says less.",
+                    tooltip="Statistics of what the layers see, and best also of which of them "
+                    "matter: an option of Calibrate (Sampler). Without, the error of the weights "
+                    "decides, which says less.",
                 ),
                 recipe_input("Everything else, and which layers stay as they are."),
             ],

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 import pytest
 import torch
 from torch import nn
@@ -87,11 +85,28 @@ def test_inputs_add_up_and_layers_can_be_chosen():
     assert found["a"] == pytest.approx(alone["a"], rel=0.1)
 
 
+class Elsewhere(nn.Module):
+    """A linear layer whose weight is not to be read."""
+
+    in_features = out_features = 64
+
+    def __init__(self, weight):
+        super().__init__()
+        self.packed = weight.detach().reshape(-1)
+
+    def forward(self, x):
+        return x @ self.packed.view(64, 64).T
+
+
 def test_half_precision_and_unreadable_weights_are_measured_too():
-    model, x = Sum().bfloat16(), tokens().bfloat16()
-    plain = measure_influences(Sum(), partial(Sum(), tokens()))
-    half = measure_influences(model, lambda: model(x))
-    assert half["a"] == pytest.approx(plain["a"], rel=0.1)
+    plain, half = Sum(), Sum().bfloat16()
+    found = measure_influences(plain, lambda: plain(tokens()))
+    rounded = measure_influences(half, lambda: half(tokens().bfloat16()))
+    assert rounded["a"] == pytest.approx(found["a"], rel=0.1)
+    plain.b = Elsewhere(plain.b.weight)
+    measured = Influences(plain, linear=lambda m: isinstance(m, Elsewhere))
+    measured.add(lambda: plain(tokens()))
+    assert measured.finish() == {"b": pytest.approx(found["b"], rel=0.1)}
 
 
 @pytest.mark.parametrize("value", [0.0, float("nan"), float("inf")])
