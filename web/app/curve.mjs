@@ -6,7 +6,6 @@ import { frontend } from "./frontend.mjs";
 import { t } from "./text.mjs";
 
 export const NODE_WIDTH = 400;
-export const PANEL_HEIGHT = 268; // the drawing, two lines below it, the space around them
 const HEIGHT = 190;
 const WIDTH = 340;
 const LEFT = 34;
