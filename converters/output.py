@@ -115,7 +115,7 @@ def _markers(tensors: Sequence[TensorPlan], recipe: Recipe) -> tuple[dict[str, E
     several = [x for x, t in layers.items() if _scales(t) > 1]
     warnings += [several_scales(several)] if several else []
     (dtype,) = dtypes
-    return {name: (dtype, (elements,)) for name in marker_names(layers)}, warnings
+    return dict.fromkeys(marker_names(layers), (dtype, (elements,))), warnings
 
 
 def _format(t: TensorPlan) -> Format:
