@@ -127,7 +127,7 @@ MODES = (
     Mode("FP8 block 64", "model", (*SIMPLE, "--scaling_mode", "block", "--block_size", "64"),
          _quantize(format="float8_e4m3fn_blockwise", group_size=64)),
     Mode("FP8 block 128", "model", (*SIMPLE, "--scaling_mode", "block"),
-         _quantize(format="float8_e4m3fn_blockwise")),
+         _quantize(format="float8_e4m3fn_blockwise", group_size=128)),
     Mode("FP8 block3d", "model", (*SIMPLE, "--scaling_mode", "block3d", "--block_size", "64"),
          _quantize(format="float8_e4m3fn_blockwise", group_size=64)),
     Mode("INT8 tensor", "model", (*SIMPLE, "--int8", "--scaling_mode", "tensor"),
@@ -144,7 +144,7 @@ MODES = (
          _quantize(format="int8_blockwise", group_size=64, heuristics=True)),
     Mode("INT8 block 128", "model",
          (*SIMPLE, "--int8", "--scaling_mode", "block", "--heur", "--block_size", "128"),
-         _quantize(format="int8_blockwise", heuristics=True)),
+         _quantize(format="int8_blockwise", group_size=128, heuristics=True)),
     Mode("NVFP4", "model", (*SIMPLE, "--nvfp4"), _quantize(format="nvfp4")),
     Mode("MXFP8", "model", (*SIMPLE, "--mxfp8"), _quantize(format="mxfp8")),
     Mode("custom, excluded, fallback", "model", (
