@@ -64,7 +64,7 @@ def add_recipe(parser: argparse.ArgumentParser) -> None:
     add("--full-precision-matrix-mult", action=argparse.BooleanOptionalAction, default=None,
         help="decode and multiply in the compute dtype; by default where it is free")  # fmt: skip
     add("--output", choices=("comfy_quant", "fp8_scaled"),
-        help="how the file says what its layers are; fp8_scaled: the older layout of FP8 files")  # fmt: skip
+        help="how the file says what its layers are; fp8_scaled: the older layout")  # fmt: skip
     add("--keep-1d-scales", action="store_true", default=None,
         help="store a tensor's one scale as [1], as older tools do")  # fmt: skip
     add("--heuristics", action="store_true", default=None, help="keep layers that gain little")

@@ -21,6 +21,7 @@ from ..engine import CancelCallback, ProgressCallback, rounding_device
 from ..model import ModelView
 from ..options import Options
 from ..plan import TensorPlan, entry_nbytes, make_plan
+from ..preset_files import own_presets
 from ..presets import resolve
 from ..recipe import Recipe
 from ..report import Progress
@@ -87,7 +88,8 @@ def fit_budget(
     device = rounding_device(recipe.device)
     calibrated = recipe.rounding in ("auto", "calibrated")
     if decodes is None:
-        decodes = resolve(recipe.preset, model.names).detection.kind == "text_encoder"
+        own = own_presets(recipe.presets or None)
+        decodes = resolve(recipe.preset, model.names, own).detection.kind == "text_encoder"
     influences, notes = _influences([t.layer for t in layers], calibration)
     bad: dict[str, str] = {}
     ways: list[list[Way]] = []

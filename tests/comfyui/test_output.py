@@ -1,4 +1,4 @@
-"""Files in the older layout, and scales as [1]: stock ComfyUI reads them as it reads comfy_quant."""
+"""Files in the older layout, and scales as [1]: stock ComfyUI reads them as comfy_quant."""
 
 from __future__ import annotations
 

@@ -81,5 +81,5 @@ def test_a_bad_file_leaves_the_nodes_and_is_named(presets, demo, caplog):
     with caplog.at_level(logging.WARNING):
         assert "flux1" in offered() and "mine" not in offered()
     assert str(presets) in caplog.text
-    with pytest.raises(RecipeError, match="entry 0 .'mine'.: field 'category'"):
+    with pytest.raises(RecipeError, match=r"entry 0 \('mine'\): field 'category'"):
         PlanQuantization.execute(SOURCE, FP8)

@@ -45,7 +45,7 @@ def test_a_source_that_vanishes_before_it_is_read(
 
     def gone(*args: object) -> object:
         source.unlink()
-        return plan(*args)  # type: ignore[arg-type]
+        return plan(*args)
 
     monkeypatch.setattr(engine, "make_plan", gone)
     with pytest.raises(CheckpointError, match=r"cannot read tensor .*source\.safetensors"):

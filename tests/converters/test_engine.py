@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -53,7 +54,7 @@ def test_high_precision_layers_are_copied_to_the_last_bit(flux: Path, tmp_path: 
     assert "double_blocks" in report.evidence
 
 
-CASES: list[dict[str, object]] = [
+CASES: list[dict[str, Any]] = [
     *({"format": name} for name in roundsmith.layouts.formats()),
     *({"format": n, "variant": v} for n, f in roundsmith.layouts.formats().items()
       for v in f.variants[1:]),

@@ -140,7 +140,7 @@ def test_layers_of_the_source_that_it_cannot_hold(source: Path, tmp_path: Path) 
     quantize_file(source, first, recipe(format="int8"))
     before = first.read_bytes()
     skip = [{"match": "b$", "skip": True}]
-    with pytest.raises(FormatError, match="'blocks.0.b' is int8_tensorwise.*comfy_quant"):
+    with pytest.raises(FormatError, match=r"'blocks\.0\.b' is int8_tensorwise.*comfy_quant"):
         quantize_file(first, out, recipe(output="fp8_scaled", rules=skip))
     assert first.read_bytes() == before and not out.exists()
 
