@@ -37,6 +37,15 @@ BARE = """
 """Only the canvas and what nodes lay over it."""
 
 
+PAINTED = """(number) => {
+  const node = window.app.graph.getNodeById(number)
+  const wanted = window.app.nodeOutputs?.[number]?.images?.length ?? 0
+  window.app.canvas.setDirty(true, true)
+  return !wanted || (node.imgs?.length && node.imgs.every((image) => image.complete))
+}"""
+"""Whether a node shows its pictures: the frontend fetches them once the node is in view."""
+
+
 @dataclass
 class Frontend:
     """An open page, and where its ComfyUI lives.
@@ -149,7 +158,8 @@ class Frontend:
           }""",
             [number, scale, margin],
         )
-        self.page.wait_for_timeout(400)
+        self.page.wait_for_function(PAINTED, arg=number, timeout=60_000)
+        self.page.wait_for_timeout(600)
         return Image.open(io.BytesIO(self.page.screenshot(clip=box))).convert("RGB")
 
 
