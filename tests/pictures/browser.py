@@ -27,6 +27,10 @@ SETTINGS = {
     "Comfy.NodeBadge.NodeSourceBadgeMode": "None",
     "Comfy.Notification.ShowVersionUpdates": False,
 }
+SHOWN = (
+    "models/checkpoints/my-checkpoint.safetensors",
+    "output/calibrations/roundsmith_00001_.safetensors",
+)
 FLAGS = [
     *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"),
     *("--disable-background-networking", "--disable-component-update"),
@@ -132,6 +136,7 @@ class Frontend:
             self.page.evaluate(
                 """(kind) => {
             window.app.graph.clear()
+            window.app.graph.id = crypto.randomUUID()
             const node = window.LiteGraph.createNode(kind)
             window.app.graph.add(node)
             node.pos = [0, 0]
@@ -146,7 +151,9 @@ class Frontend:
         box = self.page.evaluate(
             """([number, scale, margin]) => {
             const node = window.app.graph.getNodeById(number)
-            const [left, top, width, height] = node.getBounding()
+            const title = window.LiteGraph.NODE_TITLE_HEIGHT
+            const left = node.pos[0], top = node.pos[1] - title
+            const width = node.size[0], height = node.size[1] + title
             const { ds, canvas } = window.app.canvas
             const place = canvas.getBoundingClientRect()
             ds.scale = Math.min(scale, 1700 / Math.max(width, height))
@@ -177,6 +184,9 @@ def frontend() -> Iterator[Frontend]:
     chromium = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chrome")
     with start_server(comfyui) as (server, base), sync_playwright() as playwright:
         install(base)
+        for name in SHOWN:  # lists are pictured with something in them
+            (base / name).parent.mkdir(parents=True, exist_ok=True)
+            (base / name).touch()
         browser = playwright.chromium.launch(executable_path=chromium, args=FLAGS)
         page = browser.new_page(viewport={"width": 2000, "height": 1800})
         console: list[str] = []
