@@ -140,6 +140,7 @@ class Frontend:
             const node = window.LiteGraph.createNode(kind)
             window.app.graph.add(node)
             node.pos = [0, 0]
+            node.setSize([Math.max(300, node.size[0]), node.size[1]])
             return node.id
           }""",
                 kind,
