@@ -27,6 +27,10 @@ SETTINGS = {
     "Comfy.NodeBadge.NodeSourceBadgeMode": "None",
     "Comfy.Notification.ShowVersionUpdates": False,
 }
+SHOWN = (
+    "models/checkpoints/my-checkpoint.safetensors",
+    "output/calibrations/roundsmith_00001_.safetensors",
+)
 FLAGS = [
     *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"),
     *("--disable-background-networking", "--disable-component-update"),
@@ -35,6 +39,15 @@ BARE = """
   .z-999, .z-999 *, .p-toast, .p-toast *, .selection-toolbox { visibility: hidden !important }
 """
 """Only the canvas and what nodes lay over it."""
+
+
+PAINTED = """(number) => {
+  const node = window.app.graph.getNodeById(number)
+  const wanted = window.app.nodeOutputs?.[number]?.images?.length ?? 0
+  window.app.canvas.setDirty(true, true)
+  return !wanted || (node.imgs?.length && node.imgs.every((image) => image.complete))
+}"""
+"""Whether a node shows its pictures: the frontend fetches them once the node is in view."""
 
 
 @dataclass
@@ -123,9 +136,11 @@ class Frontend:
             self.page.evaluate(
                 """(kind) => {
             window.app.graph.clear()
+            window.app.graph.id = crypto.randomUUID()
             const node = window.LiteGraph.createNode(kind)
             window.app.graph.add(node)
             node.pos = [0, 0]
+            node.setSize([Math.max(300, node.size[0]), node.size[1]])
             return node.id
           }""",
                 kind,
@@ -137,7 +152,9 @@ class Frontend:
         box = self.page.evaluate(
             """([number, scale, margin]) => {
             const node = window.app.graph.getNodeById(number)
-            const [left, top, width, height] = node.getBounding()
+            const title = window.LiteGraph.NODE_TITLE_HEIGHT
+            const left = node.pos[0], top = node.pos[1] - title
+            const width = node.size[0], height = node.size[1] + title
             const { ds, canvas } = window.app.canvas
             const place = canvas.getBoundingClientRect()
             ds.scale = Math.min(scale, 1700 / Math.max(width, height))
@@ -149,7 +166,8 @@ class Frontend:
           }""",
             [number, scale, margin],
         )
-        self.page.wait_for_timeout(400)
+        self.page.wait_for_function(PAINTED, arg=number, timeout=60_000)
+        self.page.wait_for_timeout(600)
         return Image.open(io.BytesIO(self.page.screenshot(clip=box))).convert("RGB")
 
 
@@ -167,6 +185,9 @@ def frontend() -> Iterator[Frontend]:
     chromium = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chrome")
     with start_server(comfyui) as (server, base), sync_playwright() as playwright:
         install(base)
+        for name in SHOWN:  # lists are pictured with something in them
+            (base / name).parent.mkdir(parents=True, exist_ok=True)
+            (base / name).touch()
         browser = playwright.chromium.launch(executable_path=chromium, args=FLAGS)
         page = browser.new_page(viewport={"width": 2000, "height": 1800})
         console: list[str] = []

@@ -4,6 +4,7 @@ async (template) => {
   const app = window.app
   const GAP_X = 60, GAP_Y = 64, TOP = 40
   app.graph.clear()
+  app.graph.id = crypto.randomUUID() // the frontend remembers widgets' values by graph and node
   const made = {}
   let x = 0
   for (const column of template.columns) {
