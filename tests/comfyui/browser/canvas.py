@@ -89,7 +89,8 @@ class Canvas:
             """id => {
                 const { canvas } = window.app, node = window.app.rootGraph.getNodeById(id);
                 const box = canvas.canvas.getBoundingClientRect();
-                const [x, y] = canvas.ds.convertOffsetToCanvas([node.pos[0] + 40, node.pos[1] - 15]);
+                const [x, y] = canvas.ds.convertOffsetToCanvas(
+                    [node.pos[0] + 40, node.pos[1] - 15]);
                 return [box.left + x, box.top + y];
             }""",
             node,
