@@ -17,6 +17,7 @@ from ..converters import Report
 from ..converters.calibration import Calibration
 from ..converters.choosing import Budget
 from ..converters.comparing import Comparison
+from ..converters.corrections import CalibrateReport
 from ..converters.corrections.error_lora_report import HOW_TO_APPLY, ErrorLoraReport
 from ..converters.inspecting import Inspection
 from ..converters.patching import ChangeReport
@@ -184,6 +185,28 @@ def of_change(report: ChangeReport) -> Result:
         for x in report.changes
     ]
     return Result("change", facts, report.notes, {"rows": rows} if rows else {})
+
+
+def of_scales(report: CalibrateReport) -> Result:
+    """Input scales that were set, or would be."""
+    facts = {
+        "file": Path(report.path).name,
+        "bytes_after": Path(report.path).stat().st_size if report.path else None,
+        "changes": report.changed,
+        "meaning": report.meaning,
+    }
+    rows = [
+        {
+            "name": x.name,
+            "before": x.before,
+            "input_scale": x.scale,
+            "reach": x.reach,
+            "largest": x.largest,
+            "reason": x.reason,
+        }
+        for x in report.layers
+    ]
+    return Result("change", facts, report.warnings, {"rows": rows})
 
 
 def of_error_lora(report: ErrorLoraReport) -> Result:

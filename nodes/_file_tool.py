@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from comfy_api.latest import io
 
 from ..bridge.file_tools import WRITE
 from ..bridge.paths import FOLDERS, list_sources
 from ..bridge.summaries import of_change
+from ..converters.patching import ChangeReport
 from ._result import with_result
 
 
@@ -68,7 +67,7 @@ def report_outputs() -> list[io.Output]:
     ]
 
 
-def changed(report: Any) -> io.NodeOutput:
+def changed(report: ChangeReport) -> io.NodeOutput:
     """The node's results; the changes show on the node."""
     table = report.table()
     return with_result((report.path, table, report.json()), of_change(report), table)

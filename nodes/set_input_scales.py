@@ -8,10 +8,12 @@ from comfy_api.latest import io
 
 from ..bridge.file_tools import run_file_tool, version_of
 from ..bridge.scale_files import list_scale_files, resolve_scale_file
+from ..bridge.summaries import of_scales
 from ..checkpoints.strict_json import parse_json
 from ..converters.corrections import CalibrateOptions, calibrate_file
 from ..errors import RecipeError
-from ._file_tool import changed, destination_inputs, layers_input, report_outputs, source_input
+from ._file_tool import destination_inputs, layers_input, report_outputs, source_input
+from ._result import with_result
 from ._types import Calibration
 
 
@@ -126,7 +128,8 @@ class SetInputScales(io.ComfyNode):
         report = run_file_tool(
             calibrate_file, source, options, measured, label="scaled", **destination
         )
-        return changed(report)
+        table = report.table()
+        return with_result((report.path, table, report.json()), of_scales(report), table)
 
 
 def _options(scales: dict[str, Any], layers: str | None) -> CalibrateOptions:

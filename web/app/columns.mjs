@@ -38,6 +38,8 @@ export const COLUMNS = [
   { key: "scale_least", ...small },
   { key: "scale_largest", ...small },
   { key: "input_scale", ...small },
+  { key: "reach", ...small },
+  { key: "largest", ...small },
   { key: "at_max", ...percent },
   { key: "seconds", ...seconds },
   { key: "where", ...text, width: "130px" },

@@ -9,6 +9,7 @@ import { loadWords, t } from "./text.mjs";
 
 const KEY = "roundsmith";
 const TICK = 500; // ms between looks at the clock while a node runs
+const SETTLED = 1000; // ms after which the frontend has put a node's pictures below its widgets
 const states = new Map(); // by node, while it has something to show
 
 function state(node) {
@@ -133,6 +134,7 @@ export const results = {
       Object.assign(state(node), { running: null, error: null, cancelled: null });
       draw(node);
       frontend.changed();
+      setTimeout(() => frontend.fit(node), SETTLED);
       prepare(result);
     });
   },

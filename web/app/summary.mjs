@@ -77,6 +77,7 @@ function lines(kind, facts) {
     facts.model && String(facts.model),
     loaders,
     number(facts.changes) && t(facts.changes ? "changes" : "noChanges", { count: facts.changes }),
+    facts.meaning && String(facts.meaning),
     counted(facts.kinds),
     kind === "change" && !facts.file && t("notWritten"),
     number(facts.corrected) && t("corrected", { count: facts.corrected, all: facts.layers }),
