@@ -86,6 +86,12 @@ export const frontend = {
   /** A widget of a node by its name. */
   widget: (node, name) => node.widgets?.find((widget) => widget.name === name),
 
+  /** Whether a widget's value is among its choices. */
+  listed(widget) {
+    const choices = widget.options?.values;
+    return !Array.isArray(choices) || choices.includes(widget.value);
+  },
+
   /** Sets a widget as if a person had; false where there is none or it lacks that choice. */
   setWidget(node, name, value) {
     const widget = this.widget(node, name);
@@ -110,6 +116,7 @@ export const frontend = {
     const widget = node.addDOMWidget(PANEL, PANEL, element, {
       serialize: false,
       hideOnZoom: false,
+      margin: 4,
       getMinHeight: height,
       getMaxHeight: height,
       getValue: () => "",
@@ -194,7 +201,8 @@ export const frontend = {
     const others = (node.badges ?? []).filter((badge) => !badge.roundsmith);
     const colors = said?.warn ? { fgColor: "#fff", bgColor: "#a5470b" } : { bgColor: "#2b3a44" };
     const made = said && new LGraphBadge({ text: said.text, height: 18, ...colors });
-    const own = () => made;
+    const none = new LGraphBadge({ text: "" });
+    const own = () => (LiteGraph.vueNodesMode ? none : made);
     own.roundsmith = true;
     node.badges = made ? [...others, own] : others; // a new array: Vue sees it
     this.redraw(node);

@@ -41,9 +41,9 @@ export function slots(node) {
     .map(([widget, folder]) => ({ widget, folder }));
 }
 
-/** The files chosen on a node, as `<folder>/<name>`. */
+/** The files chosen on a node that ComfyUI has, as `<folder>/<name>`. */
 export const sources = (node) =>
   slots(node)
-    .map(({ widget, folder }) => [folder, String(frontend.widget(node, widget).value ?? "")])
-    .filter(([, name]) => /\.(safetensors|sft)$/i.test(name))
-    .map(([folder, name]) => (folder ? `${folder}/${name}` : name));
+    .map(({ widget, folder }) => [folder, frontend.widget(node, widget)])
+    .filter(([, widget]) => frontend.listed(widget) && /\.(safetensors|sft)$/i.test(widget.value))
+    .map(([folder, widget]) => (folder ? `${folder}/${widget.value}` : widget.value));

@@ -4,13 +4,13 @@ import { h } from "./dom.mjs";
 import { frontend } from "./frontend.mjs";
 
 const SECTIONS = ["badge", "results"];
-const AROUND = 32; // the panel's padding, and the margin the frontend leaves around it
-const LINE = 20;
+const AROUND = 16; // the panel's padding, and the margin around it
+const LINE = 18;
 const panels = new WeakMap();
 
-/** What the sections need; a line each where the browser has not laid them out yet. */
+/** What the sections need; a line for each child of theirs where nothing is laid out yet. */
 function height(element) {
-  const heights = [...element.children].map((child) => child.offsetHeight || LINE);
+  const heights = [...element.children].map((child) => child.offsetHeight || LINE * child.children.length);
   return heights.reduce((sum, one) => sum + one, AROUND);
 }
 
