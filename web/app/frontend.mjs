@@ -337,6 +337,9 @@ export const frontend = {
   /** Selects nodes. */
   select: (nodes) => app.canvas.selectItems(nodes),
 
+  /** Moves the view to what is selected. */
+  showSelected: () => app.canvas.fitViewToSelectionAnimated?.(),
+
   /** Calls back for a node's results, after whatever else does. */
   onExecuted(node, callback) {
     const before = node.onExecuted;

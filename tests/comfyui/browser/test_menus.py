@@ -104,7 +104,6 @@ def test_the_menu_of_a_loader(canvas, vue):
     assert chain["seed"] == sampler["seed"] + 1
     assert inputs(canvas, "RoundsmithCompareModels")["seed"] == sampler["seed"]
     assert canvas.page.evaluate(OVERLAPS) == close
-    canvas.page.evaluate("() => window.app.canvas.fitViewToSelectionAnimated?.()")
     canvas.page.wait_for_timeout(600)
     canvas.shot(f"calibrate-{'vue' if vue else 'classic'}")
     undo(canvas, plain)
