@@ -33,6 +33,9 @@ export const LOADER_FOR = {
 /** What is known of a loader: its `files`, and which loader is `ours` for a stock one. */
 export const loader = (node) => LOADERS[frontend.kind(node)];
 
+/** The widget of a class of loaders that names its first file. */
+export const firstWidget = (kind) => Object.keys(LOADERS[kind].files)[0];
+
 /** The widgets of a node that name a model file: `{widget, folder}`; no folder: it is in the name. */
 export function slots(node) {
   const files = loader(node)?.files ?? (frontend.ours(node) ? { source: "" } : {});
