@@ -18,7 +18,7 @@ from ..checkpoints import Checkpoint, read_layers
 from ..converters.inspecting.loaders import why_not_stock
 from ..converters.model import ModelView
 from ..converters.presets import detect
-from ..errors import CheckpointError
+from ..errors import CheckpointError, RoundsmithError
 from .paths import SOURCES, list_sources, resolve_source
 
 MOST_NAMES, LONGEST_NAME = 20_000, 500
@@ -30,6 +30,9 @@ _FOLDERS = {
     "checkpoint": "checkpoints",
 }
 _LORA = re.compile(r"(?:^|[._])lora[._]?(?:[ab]|up|down|te\d?|unet)[._]", re.IGNORECASE)
+_CLIP = re.compile(
+    r"^(?:transformer\.)?text_model\."
+)  # which no preset describes: it stays as it is
 _VAE = re.compile(r"^(?:(?:first_stage_model|vae)\.)?(?:encoder|decoder|quant_conv)\b")
 
 
@@ -41,11 +44,15 @@ def facts(source: str) -> dict[str, Any]:
 
     Returns:
         ``formats`` (weights by how they are stored), ``bytes``, ``model`` (what it was recognised
-        as), ``stock``, ``why_not_stock``, ``roundsmith`` and ``why_not_roundsmith``.
+        as), ``stock``, ``why_not_stock``, ``roundsmith`` and ``why_not_roundsmith``; only a
+        ``problem`` where the file cannot be read.
     """
     path = resolve_source(source)
-    state = path.stat()
-    return _facts(path, state.st_mtime_ns, state.st_size)
+    try:
+        state = path.stat()
+        return _facts(path, state.st_mtime_ns, state.st_size)
+    except (RoundsmithError, OSError) as error:
+        return {"problem": str(error).replace(str(path), source)}
 
 
 @functools.lru_cache(maxsize=256)
@@ -110,6 +117,8 @@ def kind_of(tensors: Sequence[str]) -> tuple[str, str]:
     found = detect(tensors)
     if found.kind in _FOLDERS:
         return found.kind, _FOLDERS[found.kind]
+    if any(map(_CLIP.match, tensors)):
+        return "text_encoder", _FOLDERS["text_encoder"]
     vae = any(part.role == "vae" for part in found.parts)
     if vae or (tensors and all(_VAE.match(name) for name in tensors)):
         return "vae", "vae"

@@ -15,6 +15,7 @@ from roundsmith.errors import CheckpointError
 from roundsmith.tests.models import MODEL_FILE, QUANTIZED_FILE, TEXT_ENCODER_FILE
 
 from .client import PromptError
+from .test_server import INT8, RECIPE
 
 OUTSIDE = [
     "/etc/passwd",
@@ -42,6 +43,16 @@ def test_a_changed_file_is_read_again(base):
     assert facts("diffusion_models/changing.safetensors")["formats"] == {"bf16": 40}
     shutil.copyfile(path.with_name(QUANTIZED_FILE), path)
     assert "int8_tensorwise" in facts("diffusion_models/changing.safetensors")["formats"]
+    path.unlink()
+
+
+def test_a_broken_file_is_an_answer(base):
+    """Not an error of the route: the loader shows it. No folder of this machine is in it."""
+    path = base / "models" / "diffusion_models" / "broken.safetensors"
+    path.write_bytes(b"no header")
+    found = facts("diffusion_models/broken.safetensors")
+    assert "diffusion_models/broken.safetensors" in found["problem"]
+    assert str(base) not in found["problem"]
     path.unlink()
 
 
@@ -173,21 +184,19 @@ def test_name_patterns():
 @pytest.mark.parametrize("pattern", ["../{name}", "/{name}", "{name}/../../../x", "C:\\{name}"])
 def test_a_pattern_leads_nowhere_else(server, pattern):
     inputs = {"source": f"diffusion_models/{MODEL_FILE}", "folder": "output", "filename": pattern}
-    inputs |= {"format": "int8_tensorwise", "format.scaling": "row", "format.convrot": "auto"}
-    inputs |= {"rounding": "nearest", "overwrite": False}
+    inputs |= {**INT8, **RECIPE, "overwrite": False}
     node = {"class_type": "RoundsmithQuantizeFile", "inputs": inputs}
     with pytest.raises(PromptError, match="refused"):
         server.run({"1": node})
 
 
 def test_savers_name_files_by_their_model(server):
-    """The loaded file's name and the format, through Quantize Model and LoRA-less."""
+    """The loaded file's name and the format, through Quantize Model too."""
     prompt = {
         "1": {"class_type": "UNETLoader",
               "inputs": {"unet_name": MODEL_FILE, "weight_dtype": "default"}},
         "2": {"class_type": "RoundsmithQuantizeModel",
-              "inputs": {"model": ["1", 0], "format": "int8_tensorwise", "format.scaling": "row",
-                         "format.convrot": "auto", "rounding": "nearest"}},
+              "inputs": {"model": ["1", 0], **INT8, **RECIPE}},
         "3": {"class_type": "RoundsmithSaveModel",
               "inputs": {"model": ["2", 0], "filename_prefix": "named/{name}-{format}"}},
         "4": {"class_type": "RoundsmithSaveModel",

@@ -34,29 +34,33 @@ function mix(file) {
   return [...some, ...(formats.length > 3 ? ["…"] : [])].join(" + ");
 }
 
-/** The badge's text, whether it warns, and what it says at length. */
+/** What a badge says: what is in the file, who reads it, whether that warns, and all at length. */
 function say(node, file) {
-  const parts = [mix(file), bytes(file.bytes)].filter(Boolean);
+  const holds = [mix(file), bytes(file.bytes)].filter(Boolean).join(" · ");
+  const more = file.why.join("\n");
   const stock = frontend.ours(node) ? null : loader(node).ours;
-  if (stock && !file.stock) {
-    const title = frontend.titleOf(stock);
-    const text = t(file.roundsmith ? "badgeUse" : "badgeUnreadable", { loader: title });
-    return { text: [...parts, text].join(" · "), warn: true, more: file.why.join("\n") };
+  if (!file.roundsmith && !file.stock) {
+    return { holds, reads: t("badgeUnreadable"), warn: true, more };
   }
-  parts.push(t(file.roundsmith ? (file.stock ? "badgeStock" : "badgeNotStock") : "badgeUnreadable"));
-  return { text: parts.join(" · "), warn: !file.roundsmith, more: file.why.join("\n") };
+  if (stock && !file.stock) {
+    return { holds, reads: t("badgeUse", { loader: frontend.titleOf(stock) }), warn: true, more };
+  }
+  return { holds, reads: t(file.stock ? "badgeStock" : "badgeNotStock"), warn: false, more };
 }
 
 function show(node, said) {
   if (frontend.ours(node) || frontend.vueNodes() || hasPanel(node)) {
     frontend.setBadge(node, null);
-    const { text, warn, more } = said ?? { text: "–", warn: false, more: "" };
-    const title = more ? `${text}\n${more}` : text;
-    const line = h("div", { class: warn ? "roundsmith-warning" : undefined, title }, text);
-    fill(section(node, "badge"), line);
+    const { holds, reads, warn, more } = said ?? { holds: "–", reads: "\u00a0" };
+    const title = [holds, reads, more].filter(Boolean).join("\n");
+    const lines = frontend.ours(node) ? [holds, reads] : [`${reads} · ${holds}`]; // little room
+    fill(
+      section(node, "badge"),
+      lines.map((line) => h("div", { title, class: warn && "roundsmith-warning" }, line)),
+    );
     frontend.redraw(node);
   } else {
-    frontend.setBadge(node, said);
+    frontend.setBadge(node, said && { text: `${said.holds} · ${said.reads}`, warn: said.warn });
   }
 }
 
@@ -68,9 +72,12 @@ async function update(node) {
   if (chosen.length) {
     try {
       const files = await Promise.all(chosen.map((source) => frontend.ask("file", { source })));
-      said = say(node, joined(files));
+      const problem = files.find((file) => file.problem)?.problem;
+      said = problem
+        ? { holds: t("badgeBroken"), reads: problem, warn: true, more: "" }
+        : say(node, joined(files));
     } catch (error) {
-      said = { text: error.message, warn: true, more: "" };
+      said = { holds: t("badgeBroken"), reads: error.message, warn: true, more: "" };
     }
   }
   if (asked.get(node) === ticket) {

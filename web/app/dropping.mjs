@@ -1,7 +1,7 @@
 /** A dropped model file: found among ComfyUI's by name and size, and selected. */
 
 import { frontend } from "./frontend.mjs";
-import { LOADER_FOR, slots } from "./loaders.mjs";
+import { LOADER_FOR, firstWidget, slots } from "./loaders.mjs";
 import { t } from "./text.mjs";
 
 const MOST_NAMES = 20000;
@@ -86,10 +86,13 @@ export async function dropOnCanvas(file, position) {
     }
     const { stock } = await frontend.ask("file", { source });
     const kind = LOADER_FOR[folderOf(source)][stock ? 0 : 1];
+    const name = source.slice(folderOf(source).length + 1);
+    if (!frontend.choices(kind, firstWidget(kind)).includes(name)) {
+      await frontend.refresh(); // it came after the page was opened
+    }
     await frontend.change(() => {
       const node = frontend.insert(kind, { at: position });
-      const [slot] = slots(node);
-      frontend.setWidget(node, slot.widget, source.slice(slot.folder.length + 1));
+      frontend.setWidget(node, firstWidget(kind), name);
     });
   } catch (error) {
     frontend.toast("error", t("dropFailed"), error.message);

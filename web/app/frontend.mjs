@@ -96,6 +96,12 @@ export const frontend = {
   /** A widget of a node by its name. */
   widget: (node, name) => node.widgets?.find((widget) => widget.name === name),
 
+  /** Whether a widget's value is among its choices. */
+  listed(widget) {
+    const choices = widget.options?.values;
+    return !Array.isArray(choices) || choices.includes(widget.value);
+  },
+
   /** Sets a widget as if a person had; false where there is none or it lacks that choice. */
   setWidget(node, name, value) {
     const widget = this.widget(node, name);
@@ -252,7 +258,8 @@ export const frontend = {
     const others = (node.badges ?? []).filter((badge) => !badge.roundsmith);
     const colors = said?.warn ? { fgColor: "#fff", bgColor: "#a5470b" } : { bgColor: "#2b3a44" };
     const made = said && new LGraphBadge({ text: said.text, height: 18, ...colors });
-    const own = () => made;
+    const none = new LGraphBadge({ text: "" });
+    const own = () => (LiteGraph.vueNodesMode ? none : made);
     own.roundsmith = true;
     node.badges = made ? [...others, own] : others; // a new array: Vue sees it
     this.redraw(node);
@@ -386,6 +393,9 @@ export const frontend = {
 
   /** Selects nodes. */
   select: (nodes) => app.canvas.selectItems(nodes),
+
+  /** Moves the view to what is selected. */
+  showSelected: () => app.canvas.fitViewToSelectionAnimated?.(),
 
   /** Calls back for a node's results, after whatever else does. */
   onExecuted(node, callback) {

@@ -50,14 +50,14 @@ export function inspect(loader) {
 }
 
 /** The chain that calibrates, quantizes and compares a model as its sampler runs it. */
-export function calibrate(loader) {
+export async function calibrate(loader) {
   const found = samplerOf(loader);
   const settings = found && describe(found);
   if (!settings?.positive || !settings.latent) {
     frontend.toast("warn", t("noSamplerTitle"), t("noSampler"), 12000);
     return;
   }
-  return frontend.change(() => {
+  await frontend.change(() => {
     const [left, top] = frontend.below(loader);
     const calibrator = insert("RoundsmithCalibrateSampler", { at: [left, top] });
     const quantizer = insert("RoundsmithQuantizeModel", { beside: calibrator });
@@ -83,4 +83,5 @@ export function calibrate(loader) {
     }
     frontend.select([calibrator, quantizer, comparer]);
   });
+  frontend.showSelected();
 }

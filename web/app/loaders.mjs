@@ -33,6 +33,9 @@ export const LOADER_FOR = {
 /** What is known of a loader: its `files`, and which loader is `ours` for a stock one. */
 export const loader = (node) => LOADERS[frontend.kind(node)];
 
+/** The widget of a class of loaders that names its first file. */
+export const firstWidget = (kind) => Object.keys(LOADERS[kind].files)[0];
+
 /** The widgets of a node that name a model file: `{widget, folder}`; no folder: it is in the name. */
 export function slots(node) {
   const files = loader(node)?.files ?? (frontend.ours(node) ? { source: "" } : {});
@@ -41,9 +44,9 @@ export function slots(node) {
     .map(([widget, folder]) => ({ widget, folder }));
 }
 
-/** The files chosen on a node, as `<folder>/<name>`. */
+/** The files chosen on a node that ComfyUI has, as `<folder>/<name>`. */
 export const sources = (node) =>
   slots(node)
-    .map(({ widget, folder }) => [folder, String(frontend.widget(node, widget).value ?? "")])
-    .filter(([, name]) => /\.(safetensors|sft)$/i.test(name))
-    .map(([folder, name]) => (folder ? `${folder}/${name}` : name));
+    .map(({ widget, folder }) => [folder, frontend.widget(node, widget)])
+    .filter(([, widget]) => frontend.listed(widget) && /\.(safetensors|sft)$/i.test(widget.value))
+    .map(([folder, widget]) => (folder ? `${folder}/${widget.value}` : widget.value));

@@ -30,11 +30,9 @@ class Canvas:
 
     def open(self) -> None:
         """Load the frontend with an empty graph."""
+        self.server.post("/settings", {"Comfy.TutorialCompleted": True})  # no template browser
         self.page.goto(f"http://127.0.0.1:{self.server.port}/")
         self.page.wait_for_function(READY, timeout=60000)
-        self.page.evaluate(
-            "() => window.app.extensionManager.setting.set('Comfy.TutorialCompleted', true)"
-        )
         self.page.wait_for_timeout(500)
         self.page.keyboard.press("Escape")
         self.page.evaluate("() => window.app.rootGraph.clear()")

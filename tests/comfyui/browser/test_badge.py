@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 import struct
 
+import pytest
+
+from roundsmith import dev
 from roundsmith.tests.models import MODEL_FILE, QUANTIZED_FILE
 
 HOSTILE = "<img src=x onerror=window.hacked=1>"
@@ -24,12 +27,17 @@ def write(path, tensors, **metadata):
     return path
 
 
-def test_a_loader_says_what_its_file_holds(canvas, quantized, base):
+@pytest.fixture
+def hostile(base):
+    """A listed file whose name and layer are HTML; gone once the page is closed."""
+    path = base / "models" / "diffusion_models" / f"{HOSTILE}.safetensors"
+    yield write(path, {f"{HOSTILE}.weight": ("BF16", [4, 4], 32)})
+    path.unlink()
+
+
+def test_a_loader_says_what_its_file_holds(hostile, quantized, canvas):
     """Ours in its panel, stock ones in a badge; it follows the combo, and names are text."""
     ours = quantized("asym_w4a8_int8")
-    name = f"{HOSTILE}.safetensors"
-    listed = base / "models" / "diffusion_models" / name
-    write(listed, {f"{HOSTILE}.weight": ("BF16", [4, 4], 32)})
     canvas.reload()
     canvas.page.evaluate("() => window.app.rootGraph.clear()")
     panel = canvas.page.locator(".roundsmith-panel")
@@ -40,8 +48,9 @@ def test_a_loader_says_what_its_file_holds(canvas, quantized, base):
     canvas.page.wait_for_function(
         "() => /int8_tensorwise/.test(document.querySelector('.roundsmith-panel').innerText)"
     )
-    assert panel.inner_text().startswith("32 × int8_tensorwise + 8 × bf16 · ")
-    assert panel.inner_text().endswith(" · stock loader ✓")
+    holds, reads = panel.inner_text().splitlines()
+    assert holds.startswith("32 × int8_tensorwise + 8 × bf16 · ")
+    assert reads == "stock loader ✓"
     canvas.set(stock, "unet_name", MODEL_FILE)
     canvas.page.wait_for_function(f"id => ({BADGE})(id).some(x => /40 × bf16/.test(x))", arg=stock)
 
@@ -51,12 +60,15 @@ def test_a_loader_says_what_its_file_holds(canvas, quantized, base):
     assert text.endswith("⚠ use Load Quantized Diffusion Model")
     canvas.shot("badge-classic")
 
-    canvas.set(loader, "unet_name", name)
+    canvas.set(loader, "unet_name", hostile.name)
     canvas.page.wait_for_function(
         "() => /1 × bf16/.test(document.querySelector('.roundsmith-panel').innerText)"
     )
     assert canvas.page.evaluate("() => window.hacked") is None
-    listed.unlink()
     canvas.setting("Comfy.VueNodes.Enabled", True)
-    canvas.page.get_by_text("⚠ use Load Quantized Diffusion Model").wait_for(timeout=5000)
+    warning = canvas.page.locator(".roundsmith-warning")
+    warning.wait_for(timeout=5000)
+    assert warning.inner_text().startswith("⚠ use Load Quantized Diffusion Model · 32 × asym")
+    canvas.load(dev.ROOT / "workflows" / "load-quantized-and-sample.json")
+    canvas.page.get_by_text("stock loader ✓ · 75 × f16 · 247 MB").wait_for(timeout=5000)
     canvas.shot("badge-vue")

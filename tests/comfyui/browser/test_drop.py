@@ -10,11 +10,12 @@ from roundsmith.tests.models import MODEL_FILE, QUANTIZED_FILE, TEXT_ENCODER_FIL
 
 from .test_badge import HOSTILE, write
 
-DROP = """([path, name, x, y]) => {
+DROP = """([name, x, y]) => {
     const element = document.elementFromPoint(x, y);
-    const file = window.dropped[path];
     const data = new DataTransfer();
-    data.items.add(new File([file], name));
+    for (const file of document.getElementById("hand").files) {
+        data.items.add(new File([file], name ?? file.name));
+    }
     const at = { bubbles: true, cancelable: true, clientX: x, clientY: y, dataTransfer: data };
     for (const kind of ["dragenter", "dragover", "drop"]) {
         element.dispatchEvent(new DragEvent(kind, at));
@@ -32,19 +33,16 @@ class Hand:
                 const input = document.createElement("input");
                 input.type = "file";
                 input.id = "hand";
+                input.multiple = true;
                 document.body.append(input);
-                window.dropped = {};
             }"""
         )
 
     def drop(self, path, x, y, name=None):
-        """Let a file fall, under another name if asked to."""
-        self.page.locator("#hand").set_input_files(str(path))
-        self.page.evaluate(
-            "path => { window.dropped[path] = document.getElementById('hand').files[0]; }",
-            str(path),
-        )
-        self.page.evaluate(DROP, [str(path), name or path.name, x, y])
+        """Let a file fall, or several, under another name if asked to."""
+        paths = path if isinstance(path, list) else [path]
+        self.page.locator("#hand").set_input_files([str(path) for path in paths])
+        self.page.evaluate(DROP, [name, x, y])
 
 
 def wait_for(canvas, node, widget, value):
@@ -91,6 +89,23 @@ def test_a_file_that_falls_on_a_node_is_selected(canvas, base, encoder, vue, tmp
     hand.drop(hostile, *canvas.title(stock), name=name)
     page.get_by_text(f"{name} (of an unknown kind)").wait_for(timeout=5000)
     assert page.evaluate("() => window.hacked") is None
+
+
+def test_several_files_fill_the_inputs_in_order(canvas, encoder, request):
+    """From the one below the pointer on; one that came after the page was opened is found too."""
+    page = canvas.page
+    late = encoder.with_name("late.safetensors")
+    both = canvas.add("DualCLIPLoader", 600, 300)
+    late.hardlink_to(encoder)
+    request.addfinalizer(late.unlink)
+    hand = Hand(canvas)
+    hand.drop([late, encoder], *canvas.title(both))
+    wait_for(canvas, both, "clip_name1", late.name)
+    wait_for(canvas, both, "clip_name2", encoder.name)
+    x, y = canvas.title(both)
+    row = page.evaluate("id => window.app.rootGraph.getNodeById(id).widgets[1].last_y + 10", both)
+    hand.drop(late, x, y + (15 + row) * page.evaluate("() => window.app.canvas.ds.scale"))
+    wait_for(canvas, both, "clip_name2", late.name)
 
 
 def test_beside_nodes_a_model_becomes_a_loader_and_a_workflow_opens(canvas, base, quantized):

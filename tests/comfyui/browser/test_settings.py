@@ -42,6 +42,9 @@ def test_settings_are_for_new_nodes_only(canvas):
     page.get_by_text("Roundsmith", exact=True).first.click()
     page.get_by_text("Format of new Quantize nodes").wait_for(timeout=5000)
     canvas.shot("settings")
+    canvas.setting("Comfy.Locale", "zh")
+    page.get_by_text("新建量化节点的默认格式").wait_for(timeout=5000)
+    canvas.shot("settings-zh")
 
 
 def test_a_long_run_is_asked_about_once(canvas):
