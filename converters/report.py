@@ -13,7 +13,6 @@ from .outcome import Outcome
 from .plan import Plan, TensorPlan
 from .recipe import METADATA_KEY
 
-
 _RATE = "(N²M+N³)·10⁻⁹/s"
 
 

@@ -12,7 +12,8 @@ FP8 tensor 4.3 → 4.8, FP8 row 4.5 → 5.2, MXFP8 4.6 → 5.1, INT8 row 4.3 →
 the diagonal is worth 0.1 dB, descent 0.05 (INT8) to 0.4 (FP8), variants 0.1, refitting scales 0.02,
 damping of 0.05 instead of 0.01 0.1: tokens of one sentence are alike, and a few thousand of them
 count as fewer. Other layers want less, up to 1 dB: where whole calls are set aside, they decide
-(:func:`expected_error`), in layers small enough to factor several times. The expected gain is of the damped moment; descent can exceed it.
+(:func:`expected_error`), in layers small enough to factor several times. The expected gain is of
+the damped moment; descent can exceed it.
 """
 
 from __future__ import annotations
