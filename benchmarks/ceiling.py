@@ -1,4 +1,4 @@
-"""What rounding a layer's inputs costs by itself: exact weights, inputs as INT8 products round them."""
+"""What rounding inputs costs by itself: exact weights, inputs as INT8 products round them."""
 
 from __future__ import annotations
 

@@ -8,11 +8,13 @@ unquantized model on the same noise and prompt after 12 Euler steps, mean over t
 seeds used for nothing else. ComfyUI 0.29 ignores ``full_precision_matrix_mult`` for INT8, so that
 line is loaded by Roundsmith; all others by ComfyUI.
 
-Columns: ``ceiling``, the unquantized weights with inputs rounded as this line's products round them:
-what no rounding of weights can pass by more than luck; ``nearest``; calibrated ``on prompts`` (all ten, 20 samples, other seeds), ``0-4 on 5-9``
-(calibrated on half of the digits, scored on the others; ``nearest 5-9`` beside it), by ``itself``
-(nothing given) and ``with CLIP`` (built-in prompts); ``learned`` with the SVD objective and with the
-activations', on the statistics of ``on prompts``; the ``peer``, convert-to-quant 1.3.4, with ``--simple`` and learned, on the same layers.
+Columns: ``ceiling``, the unquantized weights with inputs rounded as this line's products round
+them: what no rounding of weights can pass by more than luck; ``nearest``; calibrated ``on prompts``
+(all ten, 20 samples, other seeds), ``0-4 on 5-9`` (calibrated on half of the digits, scored on the
+others; ``nearest 5-9`` beside it), by ``itself`` (nothing given) and ``with CLIP`` (built-in
+prompts); ``learned`` with the SVD objective, ``learned act`` with the activations', on the
+statistics of ``on prompts``; the ``peer``, convert-to-quant 1.3.4, with ``--simple`` and learned,
+on the same layers.
 """
 
 from __future__ import annotations

@@ -151,8 +151,10 @@ def _summary(path: Path, number: int, item: Any) -> Summary:
     except TypeError:
         raise _damaged(path, f"the numbers of record {number} are incomplete") from None
     numbers = [value for value in astuple(summary) if value is not None]
-    if not all(type(value) is int and value >= 0 for value in numbers) or summary.features < 1 or (
-        summary.held > summary.kept
+    if (
+        not all(type(value) is int and value >= 0 for value in numbers)
+        or summary.features < 1
+        or (summary.held > summary.kept)
     ):
         raise _damaged(path, f"the numbers of record {number} make no sense: {item}")
     return summary

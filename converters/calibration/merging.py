@@ -75,7 +75,7 @@ class _Part(NamedTuple):
     """The tokens of one kind of call, of one record: a sample, what was seen, what was measured."""
 
     tokens: Tensor
-    count: int
+    seen: int
     moment: Tensor | None = None
     moment_count: int = 0
 
@@ -95,12 +95,12 @@ def _sample(
     a: _Part, b: _Part, capacity: int, generator: np.random.Generator
 ) -> tuple[Tensor, int, int]:
     """A sample of both in proportion, as large as can be, and how many each gave to it."""
-    count = a.count + b.count
+    count = a.seen + b.seen
     room = min(capacity, count)
     for part in (a, b):
-        if part.count:
-            room = min(room, len(part.tokens) * count // part.count)
-    keep = int(room * a.count / count + generator.random()) if count else 0
+        if part.seen:
+            room = min(room, len(part.tokens) * count // part.seen)
+    keep = int(room * a.seen / count + generator.random()) if count else 0
     keep_a = min(keep, len(a.tokens))
     keep_b = min(room - keep, len(b.tokens))
     tokens = torch.cat((a.tokens[:keep_a], b.tokens[:keep_b]))
@@ -117,12 +117,12 @@ def _rest(a: _Part, keep_a: int, b: _Part, keep_b: int) -> tuple[Tensor, int]:
         known = part.moment_count + len(unchosen)
         if not known:
             continue
-        weight = (part.count - keep) / known
+        weight = (part.seen - keep) / known
         if part.moment is not None:
             total.add_(part.moment, alpha=weight * part.moment_count)
         for rows in unchosen.split(_ROWS_AT_ONCE):
             rows = rows.float()
             total.addmm_(rows.T, rows, alpha=weight)
-        stands_for += part.count - keep
+        stands_for += part.seen - keep
         measured += known
     return total / max(stands_for, 1), measured

@@ -270,8 +270,9 @@ def solved(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def test_a_cancelled_run_goes_on_where_it_was(calibration, source: Path, solved) -> None:
-    made, layers = source.with_name("made.safetensors"), source.parent / (
-        "made.safetensors.roundsmith-layers"
+    made, layers = (
+        source.with_name("made.safetensors"),
+        source.parent / ("made.safetensors.roundsmith-layers"),
     )
     with pytest.raises(Cancelled):
         quantize_file(

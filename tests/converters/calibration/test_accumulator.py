@@ -80,7 +80,7 @@ def test_what_calls_set_aside_keep_is_in_nothing_that_is_fitted(tmp_path):
 
 
 def test_a_sample_makes_room_for_calls_set_aside_and_stays_uniform():
-    """All slots are the sample's until the eighth call, which takes some of them, also half full."""
+    """All slots are the sample's until the eighth call, which takes some, also half full."""
     batches = [x.reshape(-1, 24).bfloat16().float() for x in stream(count=24, tokens=5)]
     for rows in (40, 60, 90, 300):
         record = recorded(batches, Size(rows, False))

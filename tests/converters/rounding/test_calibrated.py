@@ -211,7 +211,7 @@ def alike(count: int, least: float, seed: int) -> Tensor:
 def test_calls_set_aside_say_how_far_to_trust_the_moment(
     sentences: int, least: float, bad: float
 ) -> None:
-    """The damping that is expected to serve them best nearly does, however many tokens there are."""
+    """The damping that is expected to serve them best nearly does, of few tokens and many."""
     x, held, w = alike(sentences, least, 0), alike(40, least, 1), weights(48, 64)
     moment = x.t() @ x / len(x)
     expected, real = {}, {}
