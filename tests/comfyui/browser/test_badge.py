@@ -69,6 +69,6 @@ def test_a_loader_says_what_its_file_holds(hostile, quantized, canvas):
     warning = canvas.page.locator(".roundsmith-warning")
     warning.wait_for(timeout=5000)
     assert warning.inner_text().startswith("⚠ use Load Quantized Diffusion Model · 32 × asym")
-    canvas.load(dev.ROOT / "workflows" / "load-quantized-and-sample.json")
+    canvas.load(dev.ROOT / "workflows" / "load-mixed-formats.json")
     canvas.page.get_by_text("stock loader ✓ · 75 × f16 · 247 MB").wait_for(timeout=5000)
     canvas.shot("badge-vue")

@@ -58,7 +58,7 @@ def test_the_menu_of_a_loader(canvas, vue):
     """Each item inserts what it says, wired, apart from other nodes, undone by one Ctrl+Z."""
     canvas.setting("Comfy.UseNewMenu", "Top")
     canvas.setting("Comfy.VueNodes.Enabled", vue)
-    canvas.load(dev.ROOT / "workflows" / "load-quantized-and-sample.json")
+    canvas.load(dev.ROOT / "workflows" / "load-mixed-formats.json")
     plain = canvas.page.evaluate(
         """() => {
             const nodes = window.app.rootGraph.nodes;

@@ -83,6 +83,7 @@ def test_progress_cancel_and_an_error(canvas, evil):
     assert EVIL in page.evaluate("() => window.said"), "the layer's name was shown while it ran"
     panel.locator(".roundsmith-warnings summary").click()
     assert EVIL in panel.inner_text()
+    canvas.center(node)  # it grew
     panel.get_by_role("button", name="Details").click()
     rows = page.locator("dialog.roundsmith-details .rows")
     rows.wait_for(timeout=10000)

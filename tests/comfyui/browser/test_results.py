@@ -11,8 +11,9 @@ ENDS = """id => {
     const { canvas } = window.app, node = window.app.rootGraph.getNodeById(id);
     const box = canvas.canvas.getBoundingClientRect();
     const end = canvas.ds.convertOffsetToCanvas([0, node.pos[1] + node.size[1]])[1] + box.top;
-    const panel = document.querySelector(".roundsmith-panel").getBoundingClientRect();
-    const inner = document.querySelector(".roundsmith-inner").getBoundingClientRect();
+    const within = document.querySelector(".roundsmith-summary").closest(".roundsmith-inner");
+    const panel = within.parentElement.getBoundingClientRect();
+    const inner = within.getBoundingClientRect();
     return [inner.bottom, panel.bottom, end];
 }"""
 
@@ -44,7 +45,7 @@ def test_a_summary_shows_on_the_node_and_survives_a_reload(canvas, afterwards):
     node = canvas.node("RoundsmithQuantizeModel")
     canvas.set(node, "rounding", "nearest")
     canvas.run()
-    panel = page.locator(".roundsmith-panel").first
+    panel = page.locator(".roundsmith-panel:has(.roundsmith-summary)")
     panel.wait_for(timeout=5000)
     said = panel.inner_text()
     assert "32 layers quantized · 24 kept" in said
