@@ -83,10 +83,10 @@ def test_they_say_what_an_error_of_a_layer_does_to_a_call_of_the_model(measured)
 def test_interrupting_or_failing_leaves_nothing(measured, monkeypatch):
     model = measured[0]
 
-    def interrupt(*_):
+    def interrupt(*_, **__):
         raise mm.InterruptProcessingException
 
-    monkeypatch.setattr(measuring, "show_text", interrupt)
+    monkeypatch.setattr(measuring.Messages, "send", interrupt)
     with pytest.raises(mm.InterruptProcessingException):
         calibrate(model, layers=LAYERS, influences=True)
     assert not hooks_on(model.model.diffusion_model)
