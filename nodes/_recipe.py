@@ -144,12 +144,16 @@ def recipe_inputs() -> list[io.Input]:
 
 
 def output_inputs() -> list[io.Input]:
-    """How a file says what its layers are; the last widgets of nodes that write or plan one."""
+    """How a file says what its layers are; the last widgets of nodes that write or plan one.
+
+    Optional: workflows of before do not have them.
+    """
     return [
         io.Combo.Input(
             "output",
             options=["comfy_quant", "fp8_scaled"],
             default="comfy_quant",
+            optional=True,
             advanced=True,
             tooltip="How the file says what its layers are. comfy_quant is what ComfyUI and "
             "Roundsmith read. fp8_scaled is the older layout, for tools that know no other: FP8 "
@@ -158,6 +162,7 @@ def output_inputs() -> list[io.Input]:
         io.Boolean.Input(
             "keep_1d_scales",
             default=False,
+            optional=True,
             advanced=True,
             tooltip="Store a tensor's one scale as a list of one number, as some older tools do "
             "and expect. The values are the same.",

@@ -52,6 +52,7 @@ class QuantizationRecipe(io.ComfyNode):
                 io.String.Input(
                     "more_presets",
                     default="",
+                    optional=True,
                     multiline=True,
                     advanced=True,
                     tooltip="Presets beside the one above, one a line: what any of them keeps in "
@@ -60,6 +61,7 @@ class QuantizationRecipe(io.ComfyNode):
                 io.String.Input(
                     "layer_rules",
                     default="",
+                    optional=True,
                     multiline=True,
                     advanced=True,
                     tooltip="Rules for single layers, one a line; the first that matches a layer "

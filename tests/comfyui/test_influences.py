@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import comfy.model_management as mm
 import pytest
 import torch
@@ -86,15 +88,15 @@ def test_interrupting_or_failing_leaves_nothing(measured, monkeypatch):
     def interrupt(*_, **__):
         raise mm.InterruptProcessingException
 
-    monkeypatch.setattr(measuring.Messages, "send", interrupt)
+    monkeypatch.setattr(measuring, "Messages", lambda _: SimpleNamespace(send=interrupt))
     with pytest.raises(mm.InterruptProcessingException):
         calibrate(model, layers=LAYERS, influences=True)
     assert not hooks_on(model.model.diffusion_model)
 
-    def fail(*_):
+    def fail(*_, **__):
         raise ValueError("no more")
 
-    monkeypatch.setattr(measuring, "show_text", fail)
+    monkeypatch.setattr(measuring, "Messages", lambda _: SimpleNamespace(send=fail))
     with pytest.raises(RoundsmithError, match="no more"):
         calibrate(model, layers=LAYERS, influences=True)
     assert not hooks_on(model.model.diffusion_model)

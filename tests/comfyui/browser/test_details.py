@@ -130,6 +130,7 @@ def test_two_thousand_layers(shown):
     assert min(times) <= OPEN_MS, times
     page.locator(".roundsmith-panel .roundsmith-button").click()
     dialog = page.locator("dialog.roundsmith-details")
+    dialog.locator(".rows .row").first.wait_for(timeout=5000)
     scrolls = [scrolled(page) for _ in range(3)]
     assert max(max(both) for both in scrolls) >= FRAMES, scrolls
     assert page.locator("dialog .rows .row").count() < 100, "only what is in sight are elements"

@@ -71,6 +71,8 @@ def test_the_menu_of_a_loader(canvas, vue):
                 stock.connect(0, window.app.rootGraph.getNodeById(target_id), target_slot);
             }
             window.app.rootGraph.remove(ours);
+            const there = nodes.find(n => n.type === "RoundsmithInspectFile");
+            if (there) window.app.rootGraph.remove(there);
             window.app.extensionManager.workflow.activeWorkflow.changeTracker.captureCanvasState();
             return nodes.length;
         }"""

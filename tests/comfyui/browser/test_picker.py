@@ -134,7 +134,7 @@ def test_keyboard_a_layer_rule_gets_its_pattern(canvas, demo):
     press_button(canvas, rule)
     assert "Selected: 1 " in page.locator(".choose .count").inner_text()
     page.keyboard.press("Escape")
-    assert page.locator(".roundsmith-picker").count() == 0
+    page.locator(".roundsmith-picker").wait_for(state="detached", timeout=3000)
 
 
 @pytest.fixture
