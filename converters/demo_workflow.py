@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterator
 from typing import Any
 
 from ..errors import RoundsmithError
 
 Prompt = dict[str, dict[str, Any]]
 _MUTED, _BYPASSED = 2, 4
+_CHOICE = "COMFY_DYNAMICCOMBO_V3"
+_WITH_WIDGET = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO", _CHOICE)
 _AFTER_GENERATE = ("fixed", "increment", "decrement", "randomize")
 
 
@@ -46,10 +49,8 @@ def _widget_values(node: dict[str, Any], info: dict[str, Any]) -> dict[str, Any]
     sockets = node.get("inputs", [])
     names = [socket["widget"]["name"] for socket in sockets if "widget" in socket]
     if not names:
-        order = info.get("input_order", {})
-        linked = {socket["name"] for socket in sockets}
-        known = [*order.get("required", ()), *order.get("optional", ())]
-        names = [name for name in known if name not in linked]
+        known = {socket["name"] for socket in sockets}
+        return dict(_by_schema(info["input"], iter(values), known))
     named: dict[str, Any] = {}
     rest = list(values)
     for name in names:
@@ -59,6 +60,28 @@ def _widget_values(node: dict[str, Any], info: dict[str, Any]) -> dict[str, Any]
         if name in ("seed", "noise_seed") and rest and rest[0] in _AFTER_GENERATE:
             rest.pop(0)
     return named
+
+
+def _by_schema(
+    inputs: dict[str, Any], values: Iterator[Any], sockets: Collection[str], prefix: str = ""
+) -> Iterator[tuple[str, Any]]:
+    """Values named in the order the schema has its widgets; a choice brings those of its option."""
+    for section in ("required", "optional"):
+        for key, (kind, *rest) in inputs.get(section, {}).items():
+            name, options = prefix + key, rest[0] if rest else {}
+            if name in sockets or not (isinstance(kind, list) or kind in _WITH_WIDGET):
+                continue
+            try:
+                value = next(values)
+            except StopIteration:
+                return
+            yield name, value
+            if kind == _CHOICE:
+                chosen = next((o for o in options["options"] if o["key"] == value), None)
+                if chosen is not None:
+                    yield from _by_schema(chosen["inputs"], values, sockets, f"{name}.")
+            if options.get("control_after_generate"):
+                next(values, None)
 
 
 def find(prompt: Prompt, *kinds: str) -> str:

@@ -287,9 +287,18 @@ def graph() -> dict[str, Any]:
 
 
 INFO = {
-    "UNETLoader": {"input_order": {"required": ["unet_name", "weight_dtype"]}},
-    "KSampler": {"input_order": {"required": ["model", "seed", "steps", "cfg"]}},
-    "Quantize": {},
+    "UNETLoader": {"input": {"required": {"unet_name": [["a.safetensors"]], "weight_dtype": [[]]}}},
+    "KSampler": {
+        "input": {
+            "required": {
+                "model": ["MODEL"],
+                "seed": ["INT", {"control_after_generate": True}],
+                "steps": ["INT", {}],
+                "cfg": ["FLOAT", {}],
+            }
+        }
+    },
+    "Quantize": {"input": {}},
 }
 
 
@@ -305,6 +314,19 @@ def test_a_saved_workflow_becomes_a_prompt():
         },
         "4": {"class_type": "Quantize", "inputs": {"format": "int8", "format.scaling": "row"}},
     }
+
+
+def test_values_without_names_follow_the_schema_and_what_was_chosen():
+    scaling = {"key": "int8", "inputs": {"required": {"scaling": [["row"]]}}}
+    choice = ["COMFY_DYNAMICCOMBO_V3", {"options": [{"key": "fp8", "inputs": {}}, scaling]}]
+    info = {"Quantize": {"input": {"required": {"format": choice, "preset": ["COMBO", {}]}}}}
+    saved = {"id": 1, "type": "Quantize", "inputs": []}
+    for values, expected in (
+        (["int8", "row", "auto"], {"format": "int8", "format.scaling": "row", "preset": "auto"}),
+        (["fp8", "auto"], {"format": "fp8", "preset": "auto"}),
+    ):
+        made = to_prompt({"nodes": [{**saved, "widgets_values": values}], "links": []}, info)
+        assert made["1"]["inputs"] == expected
 
 
 def test_a_prompt_is_cut_to_what_an_output_needs():
