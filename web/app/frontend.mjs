@@ -54,11 +54,10 @@ export const frontend = {
     const load = app.loadApiJson;
     app.loadApiJson = function loaded(...args) {
       loading += 1; // its nodes get their values without being configured
-      try {
-        return load.apply(this, args);
-      } finally {
-        loading -= 1;
-      }
+      const done = () => (loading -= 1);
+      const loads = load.apply(this, args); // at once in 1.47, later in 1.49
+      Promise.resolve(loads).then(done, done);
+      return loads;
     };
     this.style("roundsmith.css");
     this.style("app/results.css");
@@ -176,9 +175,8 @@ export const frontend = {
 
   /** What a node's outputs feed: nodes. */
   fed(node) {
-    const ids = (node.outputs ?? []).flatMap((output) => [...(output.links ?? [])]);
-    const links = ids.map((id) => node.graph?.getLink(id)).filter(Boolean);
-    return links.map((link) => node.graph.getNodeById(link.target_id)).filter(Boolean);
+    const found = (node.outputs ?? []).flatMap((_, output) => this.consumers(node, output));
+    return found.map((consumer) => consumer.node).filter(Boolean);
   },
 
   /** Grows a node to what its widgets need; it shrinks again where nobody made it larger. */
@@ -301,7 +299,8 @@ export const frontend = {
   beforeRun(callback) {
     const queue = app.queuePrompt;
     app.queuePrompt = async function asked(number, count, nodes, ...rest) {
-      return (await callback(nodes ?? [])) ? queue.call(this, number, count, nodes, ...rest) : false;
+      const only = Array.isArray(nodes) ? nodes : nodes?.queueNodeIds; // 1.47, 1.49
+      return (await callback(only ?? [])) ? queue.call(this, number, count, nodes, ...rest) : false;
     };
   },
 
@@ -355,7 +354,7 @@ export const frontend = {
 
   /** What an output feeds: `{node, input, reroute}`; the node is missing where it leaves a subgraph. */
   consumers(node, output) {
-    const links = [...(node.outputs?.[output]?.links ?? [])].map((id) => node.graph.getLink(id));
+    const links = [...(node.outputs?.[output]?.links ?? [])].map((id) => node.graph?.getLink(id));
     return links.filter(Boolean).map((link) => ({
       node: node.graph.getNodeById(link.target_id),
       input: link.target_slot,
