@@ -25,9 +25,9 @@ def find_chromium() -> str | None:
     return named or next(filter(None, map(shutil.which, CHROMIUMS)), None)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    """Headless Chromium."""
+    """Headless Chromium; gone after each module, as Playwright's event loop runs in this thread."""
     if find_chromium() is None:
         pytest.skip("no Chromium on the PATH (or in CHROMIUM)")
     from playwright.sync_api import sync_playwright
