@@ -84,6 +84,8 @@ async def comfy_entrypoint() -> Any:
     """Return ComfyUI's extension object; called by ComfyUI when it loads the pack."""
     server = import_module("server").PromptServer
     if getattr(server, "instance", None) is not None:  # no server in a test of the nodes alone
-        routes = import_module(".nodes._planning", __name__).ROUTES
-        import_module(".bridge.routes", __name__).add_routes(server.instance.routes, *routes)
+        ours = import_module(".bridge.routes", __name__)
+        planning = import_module(".nodes._planning", __name__).ROUTES
+        ours.add_routes(server.instance.routes, *planning)
+        server.instance.app.on_response_prepare.append(ours.revalidate)
     return import_module(".nodes", __name__).RoundsmithExtension()

@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from aiohttp import web
 
 from ..errors import RoundsmithError
 from . import estimating, model_files, results
+
+WEB = Path(__file__).resolve().parents[1] / "web"
 
 Answer = Callable[[Mapping[str, str], Mapping[str, Any]], Any]
 """``(parts of the path, JSON of the request)`` → plain data, or JSON text."""
@@ -60,6 +63,18 @@ ROUTES: tuple[tuple[str, str, Answer], ...] = (
     ("POST", "/roundsmith/match", match),
     ("POST", "/roundsmith/estimate", estimate),
 )
+
+
+async def revalidate(request: web.Request, response: web.StreamResponse) -> None:
+    """Let browsers ask whether the pack's scripts are still as they have them.
+
+    ComfyUI forbids keeping ``.js`` files and says nothing of ``.mjs``; a browser would go on with
+    those of before the pack's last update for days.
+    """
+    resource = request.match_info.route.resource
+    folder = resource.get_info().get("directory") if resource is not None else None
+    if folder is not None and folder.resolve() == WEB:
+        response.headers.setdefault("Cache-Control", "no-cache")
 
 
 def add_routes(routes: web.RouteTableDef, *others: tuple[str, str, Answer]) -> None:

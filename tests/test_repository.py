@@ -148,3 +148,18 @@ def test_every_translation_covers_every_node() -> None:
 def test_every_example_workflow_has_a_picture() -> None:
     workflows = {path.stem for path in (ROOT / "workflows").glob("*.json")}
     assert workflows == {path.stem for path in (ROOT / "workflows").glob("*.jpg")}
+
+
+def test_the_scripts_wanted_at_the_start_are_asked_for_at_once() -> None:
+    """``web/roundsmith.js`` names what ``features.mjs`` imports, directly or not, and no more."""
+    app = ROOT / "web" / "app"
+    wanted, found = ["features", "frontend"], set()
+    while wanted:
+        name = wanted.pop()
+        if name not in found:
+            found.add(name)
+            text = (app / f"{name}.mjs").read_text(encoding="utf-8")
+            wanted += re.findall(r'^import .*?from "\./(\w+)\.mjs";', text, re.MULTILINE)
+    start = (ROOT / "web" / "roundsmith.js").read_text(encoding="utf-8")
+    named = re.findall(r'"(\w+)"', start[start.index("START = [") : start.index("];")])
+    assert sorted(found) == named

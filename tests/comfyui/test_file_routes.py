@@ -209,3 +209,16 @@ def test_savers_name_files_by_their_model(server):
         f"{stem}-copy_00001_.safetensors",
         f"{stem}-int8_tensorwise-row-convrot_00001_.safetensors",
     ]
+
+
+def test_browsers_ask_for_the_packs_scripts_again(server):
+    """After an update of the pack, none goes on with a script of before."""
+    url = f"http://127.0.0.1:{server.port}/extensions/roundsmith/app/frontend.mjs"
+    with urllib.request.urlopen(url, timeout=30) as response:
+        assert response.headers["Cache-Control"] == "no-cache"
+        seen = response.headers["ETag"]
+        assert response.headers["Content-Type"].split(";")[0].endswith("/javascript")
+    request = urllib.request.Request(url, headers={"If-None-Match": seen})
+    with pytest.raises(urllib.error.HTTPError) as answer:
+        urllib.request.urlopen(request, timeout=30)
+    assert answer.value.code == 304
