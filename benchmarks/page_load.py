@@ -14,11 +14,10 @@ from __future__ import annotations
 import argparse
 import statistics
 import sys
-import tempfile
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
+from in_browser import comfyui_and_chromium
 from in_comfyui import restart_in_comfyui
 
 BAR = 60
@@ -57,6 +56,24 @@ def visit(page: Any, url: str, ours: bool) -> float:
     return float(ready)
 
 
+def measure(browser: Any, url: str, kept: bool, pairs: int) -> dict[bool, list[float]]:
+    """Visits with our scripts (True) and without, of one profile if ``kept``, else of new ones."""
+    both: dict[bool, list[float]] = {True: [], False: []}
+    profile = browser.new_context()
+    for number in range(pairs + 1):
+        for ours in (True, False) if number % 2 else (False, True):
+            context = profile if kept else browser.new_context()
+            page = context.new_page()
+            took = visit(page, url, ours)
+            page.close()
+            if not kept:
+                context.close()
+            if number:  # the first pair warms the server and the profile
+                both[ours].append(took)
+    profile.close()
+    return both
+
+
 def main(words: Sequence[str] | None = None) -> int:
     """Run the benchmark; the exit status says whether the bar was met."""
     parser = argparse.ArgumentParser(
@@ -65,54 +82,22 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--repeat", type=int, default=30, help="pairs of visits of each kind")
     arguments = parser.parse_args(words)
     restart_in_comfyui()
-    from playwright.sync_api import sync_playwright
-
-    from roundsmith.tests.comfyui.browser.conftest import ARGUMENTS, find_chromium
-    from roundsmith.tests.comfyui.client import Server
-
-    with tempfile.TemporaryDirectory(prefix="roundsmith-benchmark-") as folder:
-        base = Path(folder)
-        for name in ("models", "output", "input", "temp", "custom_nodes", "user"):
-            (base / name).mkdir()
-        with Server(base) as server, sync_playwright() as playwright:
-            server.post("/settings", {"Comfy.TutorialCompleted": True})
-            url = f"http://127.0.0.1:{server.port}/"
-            browser = playwright.chromium.launch(
-                executable_path=find_chromium(), headless=True, args=list(ARGUMENTS)
+    with comfyui_and_chromium() as (server, browser):
+        url = f"http://127.0.0.1:{server.port}/"
+        passed = True
+        for kind in ("first visit", "later visit"):
+            both = measure(browser, url, kind == "later visit", arguments.repeat)
+            added = [a - b for a, b in zip(both[True], both[False], strict=True)]
+            low, _, high = statistics.quantiles(added, n=4)
+            print(
+                f"{kind:12} with {statistics.median(both[True]):6.0f} ms"
+                f"  without {statistics.median(both[False]):6.0f} ms"
+                f"  added {statistics.median(added):+5.0f} ms (half: {low:+.0f} … {high:+.0f})",
+                flush=True,
             )
-            passed = True
-            for kind in ("first visit", "later visit"):
-                both: dict[bool, list[float]] = {True: [], False: []}
-                kept = browser.new_context()
-                for number in range(arguments.repeat + 1):
-                    for ours in (True, False) if number % 2 else (False, True):
-                        context = kept if kind == "later visit" else browser.new_context()
-                        page = context.new_page()
-                        took = visit(page, url, ours)
-                        page.close()
-                        if context is not kept:
-                            context.close()
-                        if number:  # the first pair warms the server and the profile
-                            both[ours].append(took)
-                kept.close()
-                added = [a - b for a, b in zip(both[True], both[False], strict=True)]
-                print(
-                    f"{kind:12} with {statistics.median(both[True]):6.0f} ms"
-                    f"  without {statistics.median(both[False]):6.0f} ms"
-                    f"  added {statistics.median(added):+5.0f} ms"
-                    f" (half of them {' … '.join(f'{q:+.0f}' for q in quartiles(added))})",
-                    flush=True,
-                )
-                passed &= statistics.median(added) <= BAR
-            browser.close()
+            passed &= statistics.median(added) <= BAR
     print(f"{'PASS' if passed else 'FAIL'}: at most {BAR} ms added")
     return 0 if passed else 1
-
-
-def quartiles(values: list[float]) -> tuple[float, float]:
-    """The first and the third."""
-    low, _, high = statistics.quantiles(values, n=4)
-    return low, high
 
 
 if __name__ == "__main__":

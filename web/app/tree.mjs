@@ -15,6 +15,8 @@ export class Tree {
    */
   constructor(label, layers, cells, changed) {
     Object.assign(this, { layers, cells, changed, rows: [], active: 0, filter: "" });
+    this.made = new Map(); // elements by index, while what they show is so
+    this.drawn = new Map(); // those in the page
     this.id = `roundsmith-tree-${count++}`;
     this.selected = new Set();
     this.open = new Set();
@@ -31,7 +33,7 @@ export class Tree {
       "div",
       {
         class: "tree", role: "tree", tabindex: "0", "aria-label": label,
-        "aria-multiselectable": "true", onscroll: () => this.draw(), onkeydown: (e) => this.key(e),
+        "aria-multiselectable": "true", onscroll: () => this.later(), onkeydown: (e) => this.key(e),
       },
       this.space,
     );
@@ -71,12 +73,44 @@ export class Tree {
     this.draw();
   }
 
+  /** Shows the rows in sight, all of them anew. */
   draw() {
+    this.made.clear();
+    this.drawn.clear();
+    fill(this.space);
+    this.scrolled();
+    this.element.setAttribute("aria-activedescendant", `${this.id}-${this.active}`);
+  }
+
+  later() {
+    this.waiting ??= requestAnimationFrame(() => {
+      this.waiting = null;
+      this.scrolled();
+    });
+  }
+
+  /** Brings the rows that came into sight, and takes away those that went. */
+  scrolled() {
     const { scrollTop, clientHeight } = this.element;
     const first = Math.max(0, Math.floor(scrollTop / HEIGHT) - MARGIN);
     const last = Math.min(this.rows.length, Math.ceil((scrollTop + (clientHeight || 600)) / HEIGHT) + MARGIN);
-    fill(this.space, this.rows.slice(first, last).map((row, i) => this.row(row, first + i)));
-    this.element.setAttribute("aria-activedescendant", `${this.id}-${this.active}`);
+    for (const [index, element] of this.drawn) {
+      if (index < first || index >= last) {
+        element.remove();
+        this.drawn.delete(index);
+      }
+    }
+    let next = null;
+    for (let index = last - 1; index >= first; index -= 1) {
+      let element = this.drawn.get(index);
+      if (!element) {
+        element = this.made.get(index) ?? this.row(this.rows[index], index);
+        this.space.insertBefore(element, next);
+        this.made.set(index, element);
+        this.drawn.set(index, element);
+      }
+      next = element;
+    }
   }
 
   row(row, index) {

@@ -147,3 +147,25 @@ class Canvas:
             self.page.wait_for_timeout(100)
             deadline -= 1
         raise TimeoutError("the queue did not become empty")
+
+
+def wire(canvas: Canvas, source: str, kind: str = "RoundsmithQuantizationRecipe") -> int:
+    """A recipe connected to Plan Quantization of a file; the node of ``kind``."""
+    canvas.page.evaluate("() => window.app.rootGraph.clear()")
+    recipe, plan = (
+        canvas.add("RoundsmithQuantizationRecipe"),
+        canvas.add("RoundsmithPlanQuantization", 700, 100),
+    )
+    canvas.set(plan, "source", source)
+    canvas.set(recipe, "format", "nvfp4")
+    connect = """([from, output, to, input]) => {
+        const graph = window.app.rootGraph, target = graph.getNodeById(to);
+        graph.getNodeById(from).connect(output, target, target.findInputSlot(input));
+    }"""
+    canvas.page.evaluate(connect, [recipe, 0, plan, "recipe"])
+    node = recipe
+    if kind != "RoundsmithQuantizationRecipe":
+        node = canvas.add(kind, -300, 100)
+        canvas.page.evaluate(connect, [node, 0, recipe, "rules"])
+    canvas.center(node)
+    return node

@@ -40,9 +40,8 @@ def made_up(layers: int = LAYERS) -> dict:
             "recipe": recipe}  # fmt: skip
 
 
-@pytest.fixture
-def shown(server, canvas):
-    """A node on the canvas whose result is the made-up report, as after loading a workflow."""
+def show(server, canvas):
+    """Put a node on the canvas whose result is the made-up report, as after loading a workflow."""
     report = made_up()
     name = "0123456789abcdef" * 2
     folder = server.base / "user" / "roundsmith" / "reports"
@@ -60,6 +59,12 @@ def shown(server, canvas):
     canvas.load(graph)
     canvas.center(canvas.node("RoundsmithQuantizeModel"))
     return canvas
+
+
+@pytest.fixture
+def shown(server, canvas):
+    """The canvas with that node."""
+    return show(server, canvas)
 
 
 # Clicks, waits for the first row and the frame after it; the time in ms.

@@ -10,32 +10,10 @@ from safetensors.torch import save_file
 
 from roundsmith.bridge import results
 
-from .canvas import Canvas
+from .canvas import Canvas, wire
 
 HOSTILE = "<img src=x onerror=window.hacked=1>"
 DEMO = "diffusion_models/roundsmith-demo-flux-digits.safetensors"
-
-
-def wire(canvas: Canvas, source: str, kind: str = "RoundsmithQuantizationRecipe") -> int:
-    """A recipe connected to Plan Quantization of a file; the node of ``kind``."""
-    canvas.page.evaluate("() => window.app.rootGraph.clear()")
-    recipe, plan = (
-        canvas.add("RoundsmithQuantizationRecipe"),
-        canvas.add("RoundsmithPlanQuantization", 700, 100),
-    )
-    canvas.set(plan, "source", source)
-    canvas.set(recipe, "format", "nvfp4")
-    connect = """([from, output, to, input]) => {
-        const graph = window.app.rootGraph, target = graph.getNodeById(to);
-        graph.getNodeById(from).connect(output, target, target.findInputSlot(input));
-    }"""
-    canvas.page.evaluate(connect, [recipe, 0, plan, "recipe"])
-    node = recipe
-    if kind != "RoundsmithQuantizationRecipe":
-        node = canvas.add(kind, -300, 100)
-        canvas.page.evaluate(connect, [node, 0, recipe, "rules"])
-    canvas.center(node)
-    return node
 
 
 def press_button(canvas: Canvas, node: int) -> None:
