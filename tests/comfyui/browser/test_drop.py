@@ -22,6 +22,9 @@ DROP = """([name, x, y]) => {
     }
 }"""
 
+STEPS = """count => window.app.extensionManager.workflow.activeWorkflow
+    .changeTracker.activeState.nodes.length === count"""
+
 
 class Hand:
     """Drops files of this machine at places of the page."""
@@ -116,7 +119,7 @@ def test_beside_nodes_a_model_becomes_a_loader_and_a_workflow_opens(canvas, base
     hand.drop(folder / MODEL_FILE, 500, 400)
     page.wait_for_function("() => window.app.rootGraph.nodes.length === 1")
     wait_for(canvas, canvas.node("UNETLoader"), "unet_name", MODEL_FILE)
-    page.wait_for_timeout(300)
+    page.wait_for_function(STEPS, arg=1)  # a step of undo it is once the frontend has seen it
     page.keyboard.press("Control+z")
     page.wait_for_function("() => window.app.rootGraph.nodes.length === 0")
     hand.drop(ours, 500, 400)
