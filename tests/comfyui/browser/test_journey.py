@@ -13,13 +13,13 @@ from roundsmith.tests.models import MODEL_FILE
 TEMPLATE = "quantize-and-sample"
 SAYS_ALL = ".roundsmith-summary"
 
-# Where a widget, an output or an input of a node is on the page; "" for the title.
+# Where a widget, an input or the first output of a node is on the page; "" for the title.
 PLACE = """([id, part]) => {
     const { canvas } = window.app, node = window.app.rootGraph.getNodeById(id);
     const widget = node.widgets?.find(w => w.name === part);
     const at = widget
         ? [node.pos[0] + node.size[0] / 2, node.pos[1] + widget.last_y + 10]
-        : part === "output"
+        : part === "first output"
           ? node.getOutputPos(0)
           : part ? node.getInputPos(node.findInputSlot(part)) : [node.pos[0] + 40, node.pos[1] - 15];
     const [x, y] = canvas.ds.convertOffsetToCanvas([...at]);
@@ -91,12 +91,20 @@ class Person:
 
     def wire(self, kind: str, to: str, name: str) -> None:
         """Drag from a node's first output to another's input."""
-        self.page.mouse.move(*self.place(kind, "output"))
+        self.page.mouse.move(*self.place(kind, "first output"))
         self.page.mouse.down()
         self.page.mouse.move(*self.place(to, name), steps=12)
         self.page.wait_for_timeout(200)
         self.page.mouse.up()
         self.page.wait_for_timeout(500)
+        found = self.page.evaluate(
+            """([id, name]) => {
+                const node = window.app.rootGraph.getNodeById(id);
+                return node.getInputNode(node.findInputSlot(name))?.type;
+            }""",
+            [self.canvas.node(to), name],
+        )
+        assert found == kind, f"{to}.{name} is wired to {found}"
 
     def drop(self, path, kind: str) -> None:
         """A file of this machine, let go over a node."""
@@ -149,6 +157,8 @@ def test_from_an_empty_canvas(another, canvas):
     page.mouse.click(*person.place("RoundsmithQuantizationRecipe", "roundsmith_pick"))
     picker = page.locator(".roundsmith-picker")
     picker.locator(".result strong").wait_for(timeout=15000)
+    assert MODEL_FILE in picker.get_by_label("Model file").input_value(), "found along the wires"
+    assert picker.locator(".bar.sensitive").count(), "the run before measured it"
     before = picker.locator(".result strong").inner_text()
     page.get_by_role("treeitem", name="single_blocks.1", exact=True).click()
     page.get_by_label("Choose a format for them…").select_option("keep")
@@ -159,6 +169,7 @@ def test_from_an_empty_canvas(another, canvas):
     page.get_by_role("button", name="OK").click()
     person.run()
     canvas.shot("journey-5-picked")
+    assert any("29 layers" in text for text in page.locator(SAYS_ALL).all_inner_texts())
     rules = canvas.value(canvas.node("RoundsmithQuantizationRecipe"), "layer_rules")
     assert rules == r"keep: ^single_blocks\.1\."
 
