@@ -9,6 +9,19 @@ from typing import Any
 
 READY = "() => window.app?.extensionManager && window.app.rootGraph && window.app.canvas"
 
+# The default graph is there, with all that the frontend looks up for it: undo counts from here.
+LOADED = """() => {
+    const tracker = window.app.extensionManager.workflow.activeWorkflow?.changeTracker;
+    return tracker?.activeState?.nodes.length && !tracker.constructor.isLoadingGraph;
+}"""
+
+# The empty graph is a step of undo: the frontend does not take one while it loads.
+EMPTY = """() => {
+    const tracker = window.app.extensionManager.workflow.activeWorkflow.changeTracker;
+    tracker.captureCanvasState();
+    return tracker.activeState.nodes.length === 0;
+}"""
+
 SET = """async ([name, value]) => {
     const settings = window.app.extensionManager.setting;
     const before = settings.get(name);
@@ -33,9 +46,11 @@ class Canvas:
         self.server.post("/settings", {"Comfy.TutorialCompleted": True})  # no template browser
         self.page.goto(f"http://127.0.0.1:{self.server.port}/")
         self.page.wait_for_function(READY, timeout=60000)
+        self.page.wait_for_function(LOADED, timeout=60000)
         self.page.wait_for_timeout(500)
         self.page.keyboard.press("Escape")
         self.page.evaluate("() => window.app.rootGraph.clear()")
+        self.page.wait_for_function(EMPTY, timeout=60000)
 
     def reload(self) -> None:
         """Reload the page and wait for the graph."""

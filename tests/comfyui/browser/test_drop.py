@@ -54,7 +54,7 @@ def wait_for(canvas, node, widget, value):
         """([id, name, value]) => window.app.rootGraph.getNodeById(id)
             .widgets.find(w => w.name === name)?.value === value""",
         arg=[node, widget, value],
-        timeout=10000,
+        timeout=30000,
     )
 
 
