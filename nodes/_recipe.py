@@ -58,7 +58,7 @@ def _learned_inputs() -> list[io.Input]:
             name,
             options=list(get_args(fields[name].annotation)),
             default=fields[name].default,
-            tooltip=f"{fields[name].description}.",
+            tooltip=fields[name].description,
         )
         for name in ("objective", "optimizer", "schedule")
     ]
