@@ -183,7 +183,7 @@ def main(words: Sequence[str] | None = None) -> int:
             choice = bench.budget(bits)
             ours = bench.score(bench.make(choice.recipe).layers)
             used = sum(c.nbytes for c in choice.layers) * 8 / bench.weights
-            print(f"\n{bits} bits a weight: the budget's choice has {used:.2f} and {ours:.2f} dB", flush=True)
+            print(f"\n{bits} bits a weight: the budget's choice has {used:.2f} and {ours:.2f} dB")
             counts = Counter(c.spec.describe() if c.spec else "as it is" for c in choice.layers)
             for what, count in counts.most_common():
                 print(f"  {count} layers {what}")

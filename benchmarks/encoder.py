@@ -51,9 +51,10 @@ class Block(nn.Module):
     def forward(self, x: Tensor, lengths: Sequence[int]) -> Tensor:
         """``[tokens, hidden]`` of sentences of these lengths, one after the other, to the same."""
         mixing, attended = self.attention["self"], self.attention["output"]
-        parts = [mixing[name](x) for name in ("query", "key", "value")]
-        heads = (part.unflatten(-1, (HEADS, -1)).transpose(0, 1).split(lengths, 1) for part in parts)
-        seen = [scaled_dot_product_attention(q, k, v) for q, k, v in zip(*heads, strict=True)]
+        parts = (mixing[name](x) for name in ("query", "key", "value"))
+        heads = [part.unflatten(-1, (HEADS, -1)).transpose(0, 1) for part in parts]
+        sentences = zip(*(part.split(lengths, 1) for part in heads), strict=True)
+        seen = [scaled_dot_product_attention(q, k, v) for q, k, v in sentences]
         mixed = torch.cat(seen, 1).transpose(0, 1).flatten(1)
         x = attended["LayerNorm"](x + attended["dense"](mixed))
         inner = gelu(self.intermediate["dense"](x))

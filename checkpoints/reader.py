@@ -9,8 +9,7 @@ from __future__ import annotations
 import threading
 from pathlib import Path
 from types import TracebackType
-
-import torch
+from typing import TYPE_CHECKING
 
 from ..errors import CheckpointError
 from .files import PositionalFile, byte_view
@@ -18,6 +17,9 @@ from .header import Header, parse_header
 from .quantization import merge_metadata
 from .shards import find_in_folder, read_index
 from .tensors import TensorInfo
+
+if TYPE_CHECKING:
+    import torch
 
 
 class Checkpoint:
@@ -68,6 +70,8 @@ class Checkpoint:
 
         Raises CheckpointError for unknown names, opaque dtypes and files that cannot be read.
         """
+        import torch
+
         info = self._info(name)
         tensor = torch.empty(info.shape, dtype=_dtype(info))
         self._fill(info, byte_view(tensor), 0)
@@ -82,6 +86,8 @@ class Checkpoint:
         ``stop - start`` rows. Its first rows are filled and returned; nothing is allocated.
         Raises CheckpointError as ``read`` does, ValueError for rows or an ``out`` that do not fit.
         """
+        import torch
+
         info = self._info(name)
         dtype = _dtype(info)
         if not info.shape:
@@ -179,9 +185,10 @@ class Checkpoint:
 
 
 def _dtype(info: TensorInfo) -> torch.dtype:
-    if info.dtype is None:
+    dtype = info.dtype
+    if dtype is None:
         raise CheckpointError(
             f"tensor {info.name!r} in {info.file} has dtype {info.dtype_name}, which cannot be "
             "computed with; it can only be copied, so exclude it"
         )
-    return info.dtype
+    return dtype
