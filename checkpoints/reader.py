@@ -133,9 +133,15 @@ class Checkpoint:
         return buffer
 
     def stored_at(self, name: str) -> tuple[PositionalFile, int]:
-        """The file a tensor's bytes are in, and the offset of the first, for a writer to copy."""
+        """The file a tensor's bytes are in, and the offset of the first, for a writer to copy.
+
+        Raises CheckpointError where the file cannot be opened.
+        """
         info = self._info(name)
-        return self._file(info.file), info.offset
+        try:
+            return self._file(info.file), info.offset
+        except OSError as error:
+            raise _unreadable(info, error) from error
 
     def close(self) -> None:
         """Close the files, once reads under way in other threads are done. Harmless twice."""
@@ -166,9 +172,7 @@ class Checkpoint:
         try:
             count = self._file(info.file).read_into(buffer, info.offset + start)
         except OSError as error:
-            raise CheckpointError(
-                f"cannot read tensor {info.name!r} from {info.file}: {error.strerror or error}"
-            ) from error
+            raise _unreadable(info, error) from error
         if count < len(buffer):
             raise CheckpointError(
                 f"{info.file} ended inside tensor {info.name!r}: it was changed while it was being "
@@ -182,6 +186,12 @@ class Checkpoint:
             if path not in self._open_files:
                 self._open_files[path] = PositionalFile(path, "rb")
             return self._open_files[path]
+
+
+def _unreadable(info: TensorInfo, error: OSError) -> CheckpointError:
+    return CheckpointError(
+        f"cannot read tensor {info.name!r} from {info.file}: {error.strerror or error}"
+    )
 
 
 def _dtype(info: TensorInfo) -> torch.dtype:

@@ -261,6 +261,8 @@ class Patch:
         sizes = {name: self.source.tensors[name].nbytes for name in names}
         total, done = sum(sizes.values()), 0
         buffer = memoryview(bytearray(min(_CHUNK, max(sizes.values(), default=0))))
+        for name in names:
+            self.source.stored_at(name)  # open: what takes the source's name later is another file
         for index, name in enumerate(names, 1):
             for first in range(0, sizes[name], _CHUNK):
                 if cancel is not None and cancel():

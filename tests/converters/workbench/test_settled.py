@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from contextlib import suppress
 
 import pytest
 import torch
@@ -73,10 +74,8 @@ def test_any_shape_of_scales(dtype, scale, rows, tmp_path):
         "a.comfy_quant": encode_conf({"format": ids.get(dtype, "float8_e4m3fn")}),
     }
     save_file(tensors, path)
-    try:
+    with suppress(RoundsmithError):  # formats cannot read it, and would be given up
         is_settled(path)
-    except RoundsmithError:
-        pass  # formats cannot read it, and would be given up
 
 
 @pytest.mark.parametrize("name", ["a.scale_weight", "a.weight_scale", "scaled_fp8", "b.weight"])
