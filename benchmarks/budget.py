@@ -109,10 +109,8 @@ class Bench:
         for fmt in formats().values():
             for settings in [candidate.options for candidate in fmt.candidates] or [{}]:
                 recipe = Recipe(format=fmt.id, **settings, preset=None)
-                made = self.make(recipe)
                 name = " ".join([fmt.id, *(f"{k} {v}" for k, v in settings.items())])
-                if made.size not in {m.size for m in found.values()} or not settings.get("convrot"):
-                    found[name] = made
+                found[name] = self.make(recipe)
                 print(f"made {name}", flush=True)
         return found
 
