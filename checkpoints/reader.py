@@ -6,6 +6,7 @@ nothing is mapped, and several threads may read at once.
 
 from __future__ import annotations
 
+import os
 import threading
 from pathlib import Path
 from types import TracebackType
@@ -40,6 +41,7 @@ class Checkpoint:
         for header in headers.values():
             self.notes.extend(header.notes)
             self.tensors.update(header.tensors)
+        self._found = {file: _identity(file) for file in self.files}
         self._open_files: dict[Path, PositionalFile] = {}
         self._lock = threading.Lock()
         self._closed = False
@@ -143,6 +145,24 @@ class Checkpoint:
         except OSError as error:
             raise _unreadable(info, error) from error
 
+    def check_unchanged(self) -> list[str]:
+        """Notes on files that were removed since they were opened, which may be read to their end.
+
+        Raises CheckpointError for one that was written to, or replaced: what was read of it may be
+        of two states.
+        """
+        notes = []
+        for file, was in self._found.items():
+            now = _identity(file)
+            if now is None:
+                notes.append(f"{file} was removed meanwhile; the new file is complete")
+            elif now != was:
+                raise CheckpointError(
+                    f"{file} was changed by another program while it was being read; nothing was "
+                    "written: start again"
+                )
+        return notes
+
     def close(self) -> None:
         """Close the files, once reads under way in other threads are done. Harmless twice."""
         with self._lock:
@@ -186,6 +206,15 @@ class Checkpoint:
             if path not in self._open_files:
                 self._open_files[path] = PositionalFile(path, "rb")
             return self._open_files[path]
+
+
+def _identity(file: Path) -> tuple[int, int, int, int] | None:
+    """What changes where a file is replaced or written to; None where it is gone."""
+    try:
+        stat = os.stat(file)
+    except FileNotFoundError:
+        return None
+    return stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns
 
 
 def _unreadable(info: TensorInfo, error: OSError) -> CheckpointError:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, Union
@@ -56,7 +55,6 @@ class Patch:
         self._entries: dict[str, Entry] = {}  # of the source's bytes, by the source's name
         self._names: dict[str, str] = {}  # source's name: result's
         self._dropped: set[str] = set()
-        self._files = {info.file: _identity(info.file) for info in source.tensors.values()}
 
     # ---- collecting --------------------------------------------------------------------------
 
@@ -249,7 +247,7 @@ class Patch:
                     writer.write(self._new(name), value)
             self._copy(writer, progress, cancel)
             self.source.close()  # a file in use cannot be replaced on Windows
-            return self._check_source()
+            return self.source.check_unchanged()
 
     def _copy(
         self,
@@ -284,28 +282,6 @@ class Patch:
             rest = buffer[done:]
             self.source.read_bytes(name, first + done, first + len(buffer), out=rest)
             writer.write_bytes(new, first + done, rest)
-
-    def _check_source(self) -> list[str]:
-        notes = []
-        for file, was in self._files.items():
-            now = _identity(file)
-            if now is None:
-                notes.append(f"{file} was removed meanwhile; the new file is complete")
-            elif now != was:
-                raise CheckpointError(
-                    f"{file} was changed by another program while it was being read; nothing was "
-                    "written: start again"
-                )
-        return notes
-
-
-def _identity(file: Path) -> tuple[int, int, int, int] | None:
-    """What changes where a file is replaced or written to; None where it is gone."""
-    try:
-        stat = os.stat(file)
-    except FileNotFoundError:
-        return None
-    return stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns
 
 
 def _differences(
