@@ -12,14 +12,17 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import tempfile
+import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from compatibility_compare import Difference, File, compare
 from compatibility_modes import LAYER_CONFIG, MODES, Mode
 from compatibility_reasons import Layers, reason
@@ -73,7 +76,8 @@ class Peer:
         named = [str(source)] if mode.module != "convert_to_quant" else ["-i", str(source)]
         command = [str(self.python), "-m", f"convert_to_quant.{mode.module}", *named]
         command += ["-o", str(out), *words]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        one = {**os.environ, "OMP_NUM_THREADS": "1"}  # small layers: more threads only wait
+        done = subprocess.run(command, capture_output=True, text=True, check=False, env=one)
         return f"{done.stdout}\n{done.stderr}"
 
 
@@ -113,16 +117,20 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--all", action="store_true", help="list equal tensors too")
     parser.add_argument("modes", nargs="*", help="names of modes; default: every one")
     arguments = parser.parse_args(words)
+    torch.set_num_threads(1)
     table: dict[str, Counter[str]] = {}
     with tempfile.TemporaryDirectory(prefix="roundsmith-compatibility-") as temporary:
         folder = arguments.dir or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
         peer = Peer(arguments.peer_python, folder, write_sources(folder), {})
         for mode in needed(arguments.modes):
+            began = time.perf_counter()
             path, name = peer.run(mode)
+            took = time.perf_counter() - began
             source, ours = peer.source(name), folder / "ours.safetensors"
             mode.ours(source, ours, peer.files)
-            print(f"\n{mode.name}" + (" (without the layer of zeros)" * (name != mode.source)))
+            without = " (without the layer of zeros)" * (name != mode.source)
+            print(f"\n{mode.name}{without}, theirs in {took:.0f} s", flush=True)
             table[mode.name] = show(mode, path, source, ours, arguments.all)
     print(f"\n{'mode':34}{'equal':>7}  differing, by reason")
     for mode_name, counts in table.items():

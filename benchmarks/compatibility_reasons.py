@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -252,14 +253,38 @@ def _estimate(d: Difference, layer: str, layers: Layers) -> bool:
 
 
 def _factors(d: Difference, layer: str, layers: Layers) -> bool:
-    """The same correction as other factors: their products are alike."""
-    base = d.name.partition(".lora_")[0]
-    names = (f"{base}.lora_up.weight", f"{base}.lora_down.weight")
-    pairs = [[f.tensors.get(name) for name in names] for f in (layers.peer, layers.ours)]
-    if any(t is None for pair in pairs for t in pair):
+    """The same correction by other names and factors, ours of no less of the error."""
+    _, theirs, own = _products(d, layers)
+    if theirs is None or own is None or ".lora_" not in d.name:
         return False
-    a, b = (up.double() @ down.double() for up, down in pairs)  # type: ignore[union-attr]
-    return float((a - b).norm() / a.norm()) < 0.25
+    alike = float((theirs * own).sum() / theirs.norm() / own.norm())
+    return alike > 0.6 and float(own.norm()) >= float(theirs.norm())
+
+
+def _unnumbered(d: Difference, layer: str, layers: Layers) -> bool:
+    """A layer outside the blocks: theirs has no correction, ours has."""
+    base, theirs, own = _products(d, layers)
+    return theirs is None and own is not None and not re.search(r"\.\d+\.", base)
+
+
+def _bias_back(d: Difference, layer: str, layers: Layers) -> bool:
+    """What their conversion changed a bias by: ours takes it back."""
+    bias = layers.source.tensors.get(layer.removeprefix("diffusion_model.") + ".bias")
+    back = layers.ours.tensors.get(d.name)
+    if not d.name.endswith(".diff_b") or d.kind != "ours only" or bias is None or back is None:
+        return False
+    return float(back.abs().max()) <= 0.25 * float(bias.abs().max())
+
+
+def _products(d: Difference, layers: Layers) -> tuple[str, Tensor | None, Tensor | None]:
+    """The layer that a LoRA's tensor is of, and its correction there and here."""
+    base = re.sub(r"\.(lora_\w+\.weight|diff_b)$", "", d.name)
+    products: list[Tensor | None] = []
+    for file, up, down in ((layers.peer, "up", "down"), (layers.ours, "B", "A")):
+        pair = [file.tensors.get(f"{base}.lora_{side}.weight") for side in (up, down)]
+        a, b = pair
+        products.append(None if a is None or b is None else a.double() @ b.double())
+    return base, products[0], products[1]
 
 
 REASONS: dict[str, Check] = {
@@ -290,5 +315,7 @@ REASONS: dict[str, Check] = {
     "INT8 blocks": _always,
     "estimate": _estimate,
     "factors": _factors,
+    "outside blocks": _unnumbered,
+    "bias back": _bias_back,
 }
 """In the order they are tried."""

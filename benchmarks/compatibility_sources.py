@@ -9,6 +9,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from roundsmith.tests.peer.sources import by_blocks, matrix
+
 Tensors = dict[str, Tensor]
 ZERO = "single_blocks.0.zeros"
 _LINEARS = {
@@ -22,17 +24,6 @@ _LINEARS = {
     "txt_in": (50, 40),  # nor does 16: padded where a format pads
     "final_layer.linear": (1, 256),  # one row
 }
-
-
-def matrix(seed: int, m: int, n: int) -> Tensor:
-    """A float32 ``[m, n]`` with rows and columns of differing size and some outliers."""
-    rng = torch.Generator().manual_seed(seed)
-    rows = torch.exp(0.4 * torch.randn(m, 1, generator=rng))
-    cols = torch.exp(0.3 * torch.randn(1, n, generator=rng))
-    w = 0.02 * torch.randn(m, n, generator=rng) * rows * cols
-    outliers = torch.randint(0, m * n, (max(1, m * n // 2000),), generator=rng)
-    w.view(-1)[outliers] *= 8
-    return w
 
 
 def model() -> Tensors:
@@ -61,27 +52,11 @@ def text_encoder() -> Tensors:
     }
 
 
-def _divided(w: Tensor, kind: str, largest: float) -> tuple[Tensor, Tensor]:
-    """``w`` over absmax scales of the legacy shape ``kind``, and those scales."""
-    m, n = w.shape
-    scale = {
-        "tensor": lambda: w.abs().amax(),
-        "one": lambda: w.abs().amax().reshape(1),
-        "row": lambda: w.abs().amax(1),
-        "column": lambda: w.abs().amax(1, keepdim=True),
-        "block": lambda: w.abs().reshape(m // 64, 64, n // 64, 64).amax((1, 3)),
-        "block3d": lambda: w.abs().reshape(m, n // 64, 64).amax(2, keepdim=True),
-    }[kind]() / largest
-    grid = scale.reshape(-1, 1) if scale.ndim < 2 else scale.reshape(scale.shape[0], -1)
-    full = grid.repeat_interleave(m // grid.shape[0], 0)
-    return w / full.repeat_interleave(n // grid.shape[1], 1), scale
-
-
 def legacy_fp8() -> Tensors:
     """An old ``fp8_scaled`` model: each shape of scales, one measured input scale, an orphan."""
     tensors: Tensors = {"scaled_fp8": torch.zeros(0, dtype=torch.float8_e4m3fn)}
     for seed, kind in enumerate(("tensor", "one", "row", "block", "block3d")):
-        scaled, scale = _divided(matrix(seed, 128, 256), kind, 448.0)
+        scaled, scale = by_blocks(matrix(seed, 128, 256), kind, 448.0)
         tensors[f"blocks.{seed}.{kind}.weight"] = scaled.to(torch.float8_e4m3fn)
         tensors[f"blocks.{seed}.{kind}.scale_weight"] = scale
     tensors["blocks.0.tensor.scale_input"] = torch.tensor(0.25)
@@ -96,7 +71,7 @@ def legacy_int8() -> Tensors:
     """An old INT8 model: ``scale_weight`` of the shapes that say how it was made."""
     tensors: Tensors = {}
     for seed, kind in enumerate(("tensor", "row", "column", "block")):
-        scaled, scale = _divided(matrix(seed, 128, 256), kind, 127.0)
+        scaled, scale = by_blocks(matrix(seed, 128, 256), kind, 127.0)
         tensors[f"blocks.0.{kind}.weight"] = scaled.round().to(torch.int8)
         tensors[f"blocks.0.{kind}.scale_weight"] = scale
     return tensors

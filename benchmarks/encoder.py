@@ -48,12 +48,14 @@ class Block(nn.Module):
         self.intermediate = nn.ModuleDict({"dense": nn.Linear(hidden, inner)})
         self.output = output(inner)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """``[tokens, hidden]`` to the same."""
+    def forward(self, x: Tensor, lengths: Sequence[int]) -> Tensor:
+        """``[tokens, hidden]`` of sentences of these lengths, one after the other, to the same."""
         mixing, attended = self.attention["self"], self.attention["output"]
         parts = (mixing[name](x) for name in ("query", "key", "value"))
-        q, k, v = (part.unflatten(-1, (HEADS, -1)).transpose(0, 1) for part in parts)
-        mixed = scaled_dot_product_attention(q, k, v).transpose(0, 1).flatten(1)
+        heads = [part.unflatten(-1, (HEADS, -1)).transpose(0, 1) for part in parts]
+        sentences = zip(*(part.split(lengths, 1) for part in heads), strict=True)
+        seen = [scaled_dot_product_attention(q, k, v) for q, k, v in sentences]
+        mixed = torch.cat(seen, 1).transpose(0, 1).flatten(1)
         x = attended["LayerNorm"](x + attended["dense"](mixed))
         inner = gelu(self.intermediate["dense"](x))
         return self.output["LayerNorm"](x + self.output["dense"](inner))
@@ -76,14 +78,19 @@ class Encoder(nn.Module):
         self.load_state_dict({name: weights[name] for name in own})
         self.requires_grad_(False).eval()
 
-    def forward(self, ids: Sequence[int]) -> Tensor:
-        """The tokens of one sentence to ``[tokens, hidden]``."""
+    def forward(self, *sentences: Sequence[int]) -> Tensor:
+        """Tokens of sentences to ``[tokens, hidden]``, one sentence after the other.
+
+        Layers see the tokens of all at once, attention one sentence at a time.
+        """
         tables = self.embeddings
-        x = tables["word_embeddings"](torch.tensor(ids))
-        x = x + tables["position_embeddings"].weight[: len(ids)]
+        lengths = [len(ids) for ids in sentences]
+        x = tables["word_embeddings"](torch.tensor([token for ids in sentences for token in ids]))
+        positions = tables["position_embeddings"].weight
+        x = x + torch.cat([positions[:length] for length in lengths])
         x = tables["LayerNorm"](x + tables["token_type_embeddings"].weight[0])
         for block in self.encoder["layer"]:
-            x = block(x)
+            x = block(x, lengths)
         return x
 
     def linears(self) -> dict[str, nn.Linear]:

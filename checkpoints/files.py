@@ -13,8 +13,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from io import FileIO
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 SHARED_DESCRIPTOR = hasattr(os, "preadv") and hasattr(os, "pwrite")
 _CANNOT_COPY = (
@@ -135,4 +137,6 @@ class PositionalFile:
 
 def byte_view(tensor: torch.Tensor) -> memoryview:
     """The memory of a contiguous CPU tensor of any dtype as bytes, without a copy."""
+    import torch
+
     return tensor.detach().reshape(-1).view(torch.uint8).numpy().data

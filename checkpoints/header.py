@@ -22,9 +22,9 @@ from typing import Any, NamedTuple
 from ..errors import CheckpointError
 from .placement import MAX_HEADER_BYTES, build_header
 from .strict_json import parse_json
-from .tensors import DTYPES, MAX_BYTES, TensorInfo, byte_count
+from .tensors import MAX_BYTES, TensorInfo, byte_count
 
-__all__ = ["DTYPES", "Header", "TensorInfo", "build_header", "parse_header", "read_header"]
+__all__ = ["Header", "TensorInfo", "build_header", "parse_header", "read_header"]
 
 logger = logging.getLogger(__name__)
 
@@ -133,7 +133,6 @@ def _tensor(path: Path, name: str, entry: Any, data_start: int) -> TensorInfo:
         raise _damaged(path, f"tensor {name!r} ends (at {stop}) before it starts (at {start})")
     if math.prod(size for size in shape if size) > MAX_BYTES:
         raise _damaged(path, f"the shape of tensor {name!r}, {_short(shape)}, is impossibly large")
-    dtype = DTYPES.get(dtype_name)
     expected = byte_count(dtype_name, tuple(shape))
     if expected is not None and expected != stop - start:
         raise _damaged(
@@ -141,7 +140,7 @@ def _tensor(path: Path, name: str, entry: Any, data_start: int) -> TensorInfo:
             f"tensor {name!r} is {dtype_name} {_short(shape)}, which takes {expected:,} bytes, but "
             f"its data_offsets give it {stop - start:,}",
         )
-    return TensorInfo(name, dtype_name, dtype, tuple(shape), stop - start, path, data_start + start)
+    return TensorInfo(name, dtype_name, tuple(shape), stop - start, path, data_start + start)
 
 
 def _check_layout(path: Path, tensors: list[TensorInfo], position: int, size: int) -> None:

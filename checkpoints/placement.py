@@ -5,25 +5,30 @@ from __future__ import annotations
 import json
 import struct
 from collections.abc import Mapping
-from typing import Any, NamedTuple
-
-import torch
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..errors import CheckpointError
-from .tensors import DTYPE_NAMES, DTYPES, Entry, byte_count
+from .tensors import ITEM_SIZES, Entry, byte_count, dtype_name, torch_dtype
+
+if TYPE_CHECKING:
+    import torch
 
 MAX_HEADER_BYTES = 100_000_000
 """The safetensors library's own limit."""
 
 
 class Slot(NamedTuple):
-    """A tensor's place; ``offset`` counts from the end of the header, ``dtype`` None is opaque."""
+    """A tensor's place; ``offset`` counts from the end of the header."""
 
     dtype_name: str
-    dtype: torch.dtype | None
     shape: tuple[int, ...]
     nbytes: int
     offset: int
+
+    @property
+    def dtype(self) -> torch.dtype | None:
+        """Torch's dtype; None is opaque."""
+        return torch_dtype(self.dtype_name)
 
 
 def place(entries: Mapping[str, Entry]) -> dict[str, Slot]:
@@ -43,9 +48,9 @@ def place(entries: Mapping[str, Entry]) -> dict[str, Slot]:
     placed: dict[str, Slot] = {}
     offset = 0
     for size in sorted(sizes, reverse=True):
-        for name, (dtype_name, dtype, shape, nbytes, _) in sizes[size]:
-            placed[name] = Slot(dtype_name, dtype, shape, nbytes, offset)
-            offset += nbytes
+        for name, slot in sizes[size]:
+            placed[name] = slot._replace(offset=offset)
+            offset += slot.nbytes
     return placed
 
 
@@ -98,27 +103,27 @@ def checkpoint_size(entries: Mapping[str, Entry], metadata: Mapping[str, str]) -
 def _slot(name: str, entry: Entry) -> Slot:
     if name == "__metadata__":
         raise CheckpointError("a tensor cannot be called '__metadata__': rename it")
-    dtype_name = entry[0] if isinstance(entry[0], str) else DTYPE_NAMES.get(entry[0])
-    if dtype_name is None:
+    dtype = dtype_name(entry[0])
+    if dtype is None:
         raise CheckpointError(
-            f"tensor {name!r}: safetensors cannot hold {entry[0]}; it holds {', '.join(DTYPES)}"
+            f"tensor {name!r}: safetensors cannot hold {entry[0]}; it holds {', '.join(ITEM_SIZES)}"
         )
     shape = tuple(int(size) for size in entry[1])
     if any(size < 0 for size in shape):
         raise CheckpointError(f"tensor {name!r}: its shape {shape} has a negative size")
-    nbytes = byte_count(dtype_name, shape)
+    nbytes = byte_count(dtype, shape)
     given = entry[2] if len(entry) == 3 else nbytes
     if given is None:
         raise CheckpointError(
-            f"tensor {name!r}: the bytes of {dtype_name} {shape} are unknown; give them as the "
+            f"tensor {name!r}: the bytes of {dtype} {shape} are unknown; give them as the "
             "third item of its entry"
         )
     if given != nbytes and nbytes is not None:
         raise CheckpointError(
-            f"tensor {name!r}: {dtype_name} {shape} takes {nbytes} bytes, not {given}"
+            f"tensor {name!r}: {dtype} {shape} takes {nbytes} bytes, not {given}"
         )
-    return Slot(dtype_name, DTYPES.get(dtype_name), shape, given, 0)
+    return Slot(dtype, shape, given, 0)
 
 
 def _item_size(slot: Slot) -> int:
-    return slot.dtype.itemsize if slot.dtype else 1
+    return ITEM_SIZES.get(slot.dtype_name, 1)

@@ -13,11 +13,13 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
-
-import torch
+from typing import TYPE_CHECKING, Any, Protocol
 
 from ..errors import CheckpointError
+from .tensors import TensorInfo, dtype_name
+
+if TYPE_CHECKING:
+    import torch
 
 HEADER_KEY = "_quantization_metadata"
 TENSOR_SUFFIX = ".comfy_quant"
@@ -32,6 +34,9 @@ class Readable(Protocol):
     @property
     def tensors(self) -> Mapping[str, Any]: ...
     def read(self, name: str, /) -> torch.Tensor: ...
+    def read_bytes(  # asked of files only
+        self, name: str, start: int, stop: int, /
+    ) -> bytearray | memoryview: ...
 
 
 @dataclass(frozen=True)
@@ -44,7 +49,14 @@ class QuantizedLayers:
 
 def encode_conf(conf: Mapping[str, Any]) -> torch.Tensor:
     """A layer's object as the 1-D uint8 tensor stored under ``<layer>.comfy_quant``."""
-    return torch.frombuffer(bytearray(json.dumps(dict(conf)), "utf-8"), dtype=torch.uint8)
+    import torch
+
+    return torch.frombuffer(bytearray(conf_bytes(conf)), dtype=torch.uint8)
+
+
+def conf_bytes(conf: Mapping[str, Any]) -> bytes:
+    """The bytes of :func:`encode_conf`'s tensor."""
+    return json.dumps(dict(conf)).encode("utf-8")
 
 
 def decode_conf(tensor: torch.Tensor) -> dict[str, Any]:
@@ -52,10 +64,32 @@ def decode_conf(tensor: torch.Tensor) -> dict[str, Any]:
 
     Raises CheckpointError where the tensor is not the UTF-8 text of a JSON object in uint8.
     """
-    if tensor.dtype != torch.uint8:
-        raise CheckpointError(f"it is {tensor.dtype} where JSON text in uint8 is expected")
+    _check_text(tensor.dtype)
+    return parse_conf(tensor.cpu().numpy().tobytes())
+
+
+def read_conf(checkpoint: Readable, name: str) -> dict[str, Any]:
+    """The object in a checkpoint's ``comfy_quant`` tensor; errors are :func:`decode_conf`'s.
+
+    A file's is read without torch; other sources hold tensors already.
+    """
+    info = checkpoint.tensors[name]
+    if not isinstance(info, TensorInfo):
+        return decode_conf(checkpoint.read(name))
+    _check_text(info.dtype_name)
+    return parse_conf(checkpoint.read_bytes(name, 0, info.nbytes))
+
+
+def _check_text(dtype: torch.dtype | str) -> None:
+    found = dtype_name(dtype)
+    if found != "U8":
+        raise CheckpointError(f"it is {found or dtype} where JSON text in uint8 is expected")
+
+
+def parse_conf(data: bytes | bytearray | memoryview) -> dict[str, Any]:
+    """The object in the bytes of a ``comfy_quant`` tensor. Raises CheckpointError."""
     try:
-        conf = json.loads(tensor.cpu().numpy().tobytes().decode("utf-8"))
+        conf = json.loads(bytes(data).decode("utf-8"))
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"it does not hold valid JSON ({error})") from error
     if not isinstance(conf, dict):
@@ -152,7 +186,7 @@ def _tensor_layers(checkpoint: Readable, where: str) -> dict[str, dict[str, Any]
     for key in checkpoint.tensors:
         if key.endswith(TENSOR_SUFFIX):
             try:
-                layers[key.removesuffix(TENSOR_SUFFIX)] = decode_conf(checkpoint.read(key))
+                layers[key.removesuffix(TENSOR_SUFFIX)] = read_conf(checkpoint, key)
             except CheckpointError as error:
                 raise CheckpointError(
                     f"{where}: tensor {key!r} cannot be read: {error}; fetch or export the file "

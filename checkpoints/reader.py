@@ -6,11 +6,11 @@ nothing is mapped, and several threads may read at once.
 
 from __future__ import annotations
 
+import os
 import threading
 from pathlib import Path
 from types import TracebackType
-
-import torch
+from typing import TYPE_CHECKING
 
 from ..errors import CheckpointError
 from .files import PositionalFile, byte_view
@@ -18,6 +18,9 @@ from .header import Header, parse_header
 from .quantization import merge_metadata
 from .shards import find_in_folder, read_index
 from .tensors import TensorInfo
+
+if TYPE_CHECKING:
+    import torch
 
 
 class Checkpoint:
@@ -38,6 +41,7 @@ class Checkpoint:
         for header in headers.values():
             self.notes.extend(header.notes)
             self.tensors.update(header.tensors)
+        self._found = {file: _identity(file) for file in self.files}
         self._open_files: dict[Path, PositionalFile] = {}
         self._lock = threading.Lock()
         self._closed = False
@@ -68,6 +72,8 @@ class Checkpoint:
 
         Raises CheckpointError for unknown names, opaque dtypes and files that cannot be read.
         """
+        import torch
+
         info = self._info(name)
         tensor = torch.empty(info.shape, dtype=_dtype(info))
         self._fill(info, byte_view(tensor), 0)
@@ -82,6 +88,8 @@ class Checkpoint:
         ``stop - start`` rows. Its first rows are filled and returned; nothing is allocated.
         Raises CheckpointError as ``read`` does, ValueError for rows or an ``out`` that do not fit.
         """
+        import torch
+
         info = self._info(name)
         dtype = _dtype(info)
         if not info.shape:
@@ -127,9 +135,33 @@ class Checkpoint:
         return buffer
 
     def stored_at(self, name: str) -> tuple[PositionalFile, int]:
-        """The file a tensor's bytes are in, and the offset of the first, for a writer to copy."""
+        """The file a tensor's bytes are in, and the offset of the first, for a writer to copy.
+
+        Raises CheckpointError where the file cannot be opened.
+        """
         info = self._info(name)
-        return self._file(info.file), info.offset
+        try:
+            return self._file(info.file), info.offset
+        except OSError as error:
+            raise _unreadable(info, error) from error
+
+    def check_unchanged(self) -> list[str]:
+        """Notes on files that were removed since they were opened, which may be read to their end.
+
+        Raises CheckpointError for one that was written to, or replaced: what was read of it may be
+        of two states.
+        """
+        notes = []
+        for file, was in self._found.items():
+            now = _identity(file)
+            if now is None:
+                notes.append(f"{file} was removed meanwhile; the new file is complete")
+            elif now != was:
+                raise CheckpointError(
+                    f"{file} was changed by another program while it was being read; nothing was "
+                    "written: start again"
+                )
+        return notes
 
     def close(self) -> None:
         """Close the files, once reads under way in other threads are done. Harmless twice."""
@@ -160,9 +192,7 @@ class Checkpoint:
         try:
             count = self._file(info.file).read_into(buffer, info.offset + start)
         except OSError as error:
-            raise CheckpointError(
-                f"cannot read tensor {info.name!r} from {info.file}: {error.strerror or error}"
-            ) from error
+            raise _unreadable(info, error) from error
         if count < len(buffer):
             raise CheckpointError(
                 f"{info.file} ended inside tensor {info.name!r}: it was changed while it was being "
@@ -178,10 +208,26 @@ class Checkpoint:
             return self._open_files[path]
 
 
+def _identity(file: Path) -> tuple[int, int, int, int] | None:
+    """What changes where a file is replaced or written to; None where it is gone."""
+    try:
+        stat = os.stat(file)
+    except FileNotFoundError:
+        return None
+    return stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns
+
+
+def _unreadable(info: TensorInfo, error: OSError) -> CheckpointError:
+    return CheckpointError(
+        f"cannot read tensor {info.name!r} from {info.file}: {error.strerror or error}"
+    )
+
+
 def _dtype(info: TensorInfo) -> torch.dtype:
-    if info.dtype is None:
+    dtype = info.dtype
+    if dtype is None:
         raise CheckpointError(
             f"tensor {info.name!r} in {info.file} has dtype {info.dtype_name}, which cannot be "
             "computed with; it can only be copied, so exclude it"
         )
-    return info.dtype
+    return dtype

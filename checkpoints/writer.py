@@ -16,15 +16,16 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import NoReturn
-
-import torch
+from typing import TYPE_CHECKING, NoReturn
 
 from ..errors import CheckpointError, DestinationExistsError
 from .files import PositionalFile, byte_view
 from .partial import create_partial, discard_partial, publish, remove_stale_partials
 from .placement import Slot, build_header, place
 from .tensors import Entry
+
+if TYPE_CHECKING:
+    import torch
 
 logger = logging.getLogger(__name__)
 

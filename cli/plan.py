@@ -23,7 +23,8 @@ def _plan(args: argparse.Namespace) -> int:
     from ..checkpoints import write_text
     from ..converters import plan_file
     from ..converters.plan_views import plan_json, template
-    from ..converters.report import human_bytes, make_report
+    from ..converters.progress import human_bytes
+    from ..converters.report import make_report
 
     recipe = make_recipe(args)
     plan = plan_file(args.src, recipe)

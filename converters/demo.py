@@ -27,8 +27,8 @@ from ..tests.models.flux import Flux
 from ..tests.models.sampling import sample, starting_noise
 from .files import load_file, plan_file, quantize_file
 from .plan import Plan
+from .progress import human_bytes
 from .recipe import Recipe
-from .report import human_bytes
 
 ProgressCallback = Callable[[str, int, int], None]
 STEPS = 12

@@ -23,8 +23,9 @@ from .model import ModelView
 from .outcome import Outcome
 from .output import WrittenSink, marker
 from .plan import Plan, TensorPlan, make_plan
+from .progress import Progress
 from .recipe import Recipe
-from .report import Progress, Report, make_report
+from .report import Report, make_report
 from .resume import Journal
 from .rows import NonFiniteError, Rows, iter_layers
 from .solving import LayerSolver

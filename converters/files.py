@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -51,7 +52,7 @@ def quantize_file(
         overwrite: replace an existing ``dst``.
 
     Raises:
-        CheckpointError: a file that cannot be read or written.
+        CheckpointError: a file that cannot be read or written; a source that was changed meanwhile.
         RoundsmithError: statistics of another model.
         DestinationExistsError: ``dst`` exists and ``overwrite`` was not given.
         FormatError: a layer of ``src`` in a format that is unknown or contradicts its tensors.
@@ -66,8 +67,11 @@ def quantize_file(
         if dst.resolve() in files:
             raise CheckpointError(f"{dst} is the source itself: choose another destination")
 
-        def open_sink(entries: Entries, metadata: Mapping[str, str]) -> CheckpointWriter:
-            return CheckpointWriter(dst, entries, metadata, overwrite=overwrite)
+        @contextmanager
+        def open_sink(entries: Entries, metadata: Mapping[str, str]) -> Iterator[CheckpointWriter]:
+            with CheckpointWriter(dst, entries, metadata, overwrite=overwrite) as writer:
+                yield writer
+                source.check_unchanged()  # an error here leaves no file
 
         if isinstance(calibration, (str, Path)):
             calibration = Calibration.load(calibration)

@@ -122,4 +122,9 @@ class Statistics:
                 "rounding is 'calibrated', but no calibration was given: rounded without "
                 "statistics. Connect or name a calibration, or choose 'auto'."
             )
+        if self.recipe.input_scale == "calibrated" and self.calibration is None and layers:
+            found.append(
+                "input_scale is 'calibrated', but no calibration was given: layers have no input "
+                "scales. Connect or name a calibration, or choose 'auto'."
+            )
         return found

@@ -21,6 +21,7 @@ from ..checkpoints import read_layers
 from ..errors import FormatError
 from ..layouts import Format, formats, identify
 from .legacy_layout import MARKER, OLD_NAMES
+from .parts import parts_by_layer
 from .source import Source
 
 _NAMES: Mapping[torch.dtype | None, str] = {
@@ -28,7 +29,6 @@ _NAMES: Mapping[torch.dtype | None, str] = {
     torch.float8_e5m2: "float8_e5m2",
     torch.int8: "int8_tensorwise",
 }
-_NOT_PARTS = ("bias", "comfy_quant")
 
 
 @dataclass(frozen=True)
@@ -104,16 +104,6 @@ def _keep(found: StoredLayers, source: Source, layer: str, stored: StoredLayer) 
         raise FormatError(f"layer {layer!r}: {error}") from error
     found.layers[layer] = stored
     found.bookkeeping.update(name for suffix, name in stored.parts.items() if suffix != "weight")
-
-
-def parts_by_layer(source: Source) -> dict[str, dict[str, str]]:
-    """Names of what a layer may consist of, by suffix, for every name before a suffix."""
-    parts: dict[str, dict[str, str]] = {}
-    for name in source.tensors:
-        layer, _, suffix = name.rpartition(".")
-        if suffix not in _NOT_PARTS:
-            parts.setdefault(layer, {})[suffix] = name
-    return parts
 
 
 def _add(

@@ -11,7 +11,7 @@ from comfy_api.latest import io, ui
 from ..bridge.results import Result
 from ..bridge.summaries import of_files, of_report
 from ..converters import Recipe, Report
-from ..converters.report import human_bytes
+from ..converters.progress import human_bytes
 
 
 def brief(report: Report) -> str:

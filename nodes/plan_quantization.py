@@ -11,7 +11,8 @@ from ..bridge.paths import list_sources, resolve_source
 from ..bridge.summaries import of_report
 from ..converters import plan_file
 from ..converters.plan_views import template
-from ..converters.report import human_bytes, make_report
+from ..converters.progress import human_bytes
+from ..converters.report import make_report
 from ._format import format_input
 from ._recipe import make_recipe, output_inputs, recipe_input, recipe_inputs
 from ._result import with_result

@@ -8,7 +8,7 @@ from comfy_api.latest import io
 
 from ..bridge.paths import next_output_path
 from ..bridge.summaries import of_calibration
-from ..converters.report import human_bytes
+from ..converters.progress import human_bytes
 from ._calibration import brief
 from ._result import with_result
 from ._types import Calibration

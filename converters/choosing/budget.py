@@ -23,8 +23,8 @@ from ..options import Options
 from ..plan import TensorPlan, entry_nbytes, make_plan
 from ..preset_files import own_presets
 from ..presets import resolve
+from ..progress import Progress
 from ..recipe import Recipe
-from ..report import Progress
 from ..source import Source
 from ..statistics import Statistics
 from .hull import Option, walk, within_bytes, within_error

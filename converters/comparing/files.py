@@ -18,7 +18,7 @@ from ..corrections.devices import usable_device
 from ..corrections.names import LayerNames
 from ..corrections.statistics import fitted
 from ..model import ModelView
-from ..report import Progress
+from ..progress import Progress
 from ..stored import parts_of
 from .comparison import Comparison, LayerScore, listed, show, worst_first
 from .layers import described, difference, executed_snr, score_weights

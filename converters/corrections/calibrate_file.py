@@ -19,7 +19,7 @@ from ...errors import CheckpointError
 from ..calibration import Calibration
 from ..model import ModelView
 from ..patching import Destination, Patch
-from ..report import Progress
+from ..progress import Progress
 from ..stored import StoredLayer
 from .calibrate_options import MEANING, CalibrateOptions, CalibrateReport, ScaledLayer
 from .scale_sources import Found, source_of

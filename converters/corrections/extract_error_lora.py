@@ -24,7 +24,7 @@ from ...checkpoints import Checkpoint, CheckpointWriter
 from ...errors import Cancelled, CheckpointError, RoundsmithError
 from ..calibration import Calibration
 from ..model import ModelView
-from ..report import Progress
+from ..progress import Progress
 from .devices import usable_device
 from .error_lora_options import ErrorLoraOptions
 from .error_lora_report import HOW_TO_APPLY, CorrectedLayer, ErrorLoraReport

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ...checkpoints import Checkpoint, read_layers
 from ...checkpoints.quantization import HEADER_KEY
 from ...errors import CheckpointError, FormatError
 from ..matching import search_pattern
+from ..parts import parts_by_layer, settled
 from ..patching import ChangeReport, Destination, Patch, Tool, run_tool, same
 from ..patching.patch import CancelCallback, ProgressCallback
-from ..stored import StoredLayer, parts_by_layer, stored_layers
 from .keys import KNOWN, MEANING, STRUCTURAL, check_fit, check_keys
 from .options import EditOptions
-from .scalars import normalise_scales
+
+if TYPE_CHECKING:
+    from ..stored import StoredLayer
 
 _TITLE = "edit"
 
@@ -57,7 +59,7 @@ def edit_file(
 
 def _edit(source: Checkpoint, options: EditOptions) -> Tool:
     described = read_layers(source)
-    stored = _stored(source)
+    stored = {} if settled(source, described.layers) else _stored(source)
     confs = dict(described.layers)
     for layer, known in stored.items():
         if all(name == f"{layer}.{suffix}" for suffix, name in known.parts.items()):
@@ -83,7 +85,9 @@ def _edit(source: Checkpoint, options: EditOptions) -> Tool:
     patch = Patch(source)
     with_header = options.header or HEADER_KEY in source.metadata
     patch.describe(edited, header=with_header)
-    if options.normalise_scalars:
+    if options.normalise_scalars and stored:
+        from .scalars import normalise_scales  # formats, and torch with them
+
         normalise_scales(patch, {x: stored[x] for x in chosen if x in stored})
     notes = [*described.notes, *_notes(options, edited, confs)]
     return Tool(_TITLE, patch, notes, {"layers edited": f"{len(chosen)} of {len(confs)}"})
@@ -94,6 +98,8 @@ def _stored(source: Checkpoint) -> Mapping[str, StoredLayer]:
 
     Raises CheckpointError for a legacy file: its layers have no JSON.
     """
+    from ..stored import stored_layers
+
     try:
         found = stored_layers(source)
     except FormatError:

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from ...errors import FormatError, RecipeError
-from ...layouts import get_format, identify
-from ...layouts.transforms import GROUP_SIZES
-from ..source import Source
-from ..stored import empty_parts
+
+if TYPE_CHECKING:
+    from ..source import Source
 
 _TABLE = 16  # values of a four-bit codebook
 _TABLES = ("shape", "quant_map", "quant_type", "blocksize")
@@ -49,6 +46,9 @@ def check_fit(
         conf: its JSON.
         layer: its name, for errors.
     """
+    from ...layouts import get_format, identify
+    from ..stored import empty_parts
+
     asked = get_format(str(conf.get("format")))
     shapes = {suffix: tuple(source.tensors[name].shape) for suffix, name in parts.items()}
     found = identify(conf, shapes, source.tensors[parts["weight"]].dtype, layer)
@@ -83,6 +83,8 @@ def check_fit(
 
 
 def _is_name(value: Any) -> str:
+    from ...layouts import get_format
+
     if not isinstance(value, str):
         return "a format's name is text"
     try:
@@ -101,6 +103,8 @@ def _is_size(value: Any) -> str:
 
 
 def _is_group(value: Any) -> str:
+    from ...layouts.transforms import GROUP_SIZES
+
     legal = type(value) is int and value in GROUP_SIZES
     return "" if legal else f"it is one of {', '.join(map(str, GROUP_SIZES))}"
 
@@ -111,6 +115,8 @@ def _is_shape(value: Any) -> str:
 
 
 def _is_dtype(value: Any) -> str:
+    import torch
+
     found = getattr(torch, value.removeprefix("torch."), None) if isinstance(value, str) else None
     return "" if isinstance(found, torch.dtype) else "a dtype is text like torch.bfloat16"
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 
 import torch
 
-from ...checkpoints.tensors import DTYPES
+from ...checkpoints.dtypes import DTYPES
 from ..patching import Patch
 from ..stored import StoredLayer, empty_parts, parts_of
 

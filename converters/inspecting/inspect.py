@@ -12,8 +12,8 @@ from ...errors import Cancelled, FormatError
 from ..corrections.calibrate_file import METADATA_KEY as INPUT_SCALES
 from ..model import ModelView
 from ..presets import detect
+from ..progress import Progress
 from ..recipe import METADATA_KEY
-from ..report import Progress
 from ..stored import StoredLayer
 from .codes import CodeStats, code_stats
 from .inspection import Inspection, LayerInfo, Suspicion

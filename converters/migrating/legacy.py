@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from ...checkpoints.tensors import DTYPES
+from ...checkpoints.dtypes import DTYPES
 from ...errors import FormatError
 from ..legacy_layout import (
     FLOAT8,

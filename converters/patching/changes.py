@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from ..report import human_bytes
+from ..progress import human_bytes
 
 ABSENT = "–"
 

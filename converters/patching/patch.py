@@ -3,33 +3,38 @@
 from __future__ import annotations
 
 import json
-import os
+import math
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, TypeAlias, Union
 
 from ...checkpoints import (
     Checkpoint,
     CheckpointWriter,
     Entry,
     checkpoint_size,
-    decode_conf,
-    encode_conf,
+    conf_bytes,
     layers_metadata,
+    parse_conf,
+    read_conf,
 )
+from ...checkpoints.files import byte_view
 from ...checkpoints.quantization import HEADER_KEY, TENSOR_SUFFIX
-from ...checkpoints.tensors import DTYPE_NAMES, DTYPES
+from ...checkpoints.tensors import ITEM_SIZES, dtype_name
 from ...errors import Cancelled, CheckpointError
-from ..report import Progress
+from ..progress import Progress
 from .changes import Change, same
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 _CHUNK = 16 << 20  # bytes copied at once
 
 ProgressCallback = Callable[[Progress], None]
 CancelCallback = Callable[[], bool]
+Value: TypeAlias = Union["Tensor", bytes]
+"""What is written: a tensor, or the bytes of a U8 vector."""
 
 
 class Patch:
@@ -46,11 +51,10 @@ class Patch:
     def __init__(self, source: Checkpoint) -> None:
         self.source = source
         self.metadata: dict[str, str] = dict(source.metadata)
-        self._values: dict[str, Tensor] = {}  # by the source's name where it has one
+        self._values: dict[str, Value] = {}  # by the source's name where it has one
         self._entries: dict[str, Entry] = {}  # of the source's bytes, by the source's name
         self._names: dict[str, str] = {}  # source's name: result's
         self._dropped: set[str] = set()
-        self._files = {info.file: _identity(info.file) for info in source.tensors.values()}
 
     # ---- collecting --------------------------------------------------------------------------
 
@@ -58,11 +62,10 @@ class Patch:
         """Add a tensor, or replace the source's of that name, whatever it is renamed to."""
         self._dropped.discard(name)
         info = self.source.tensors.get(name)
-        if info is not None and info.dtype == tensor.dtype and info.shape == tuple(tensor.shape):
-            stored = self.source.read(name)
-            if torch.equal(_as_bytes(stored), _as_bytes(tensor)):
-                self._values.pop(name, None)
-                return
+        alike = info is not None and (info.dtype, info.shape) == (tensor.dtype, tuple(tensor.shape))
+        if alike and bytes(self.source.read_bytes(name)) == _as_bytes(tensor):
+            self._values.pop(name, None)
+            return
         self._values[name] = tensor
 
     def view(self, name: str, dtype: torch.dtype, shape: tuple[int, ...]) -> None:
@@ -97,7 +100,7 @@ class Patch:
         for layer, conf in layers.items() if tensors else ():
             name = layer + TENSOR_SUFFIX
             if name not in self.source.tensors or not same(self._conf(name), dict(conf)):
-                self._values[name] = encode_conf(conf)
+                self._values[name] = conf_bytes(conf)
             else:
                 self._dropped.discard(name)
         if header:
@@ -126,7 +129,7 @@ class Patch:
         return dict(layers)
 
     def _conf(self, name: str) -> dict[str, Any]:
-        return decode_conf(self.source.read(name))
+        return read_conf(self.source, name)
 
     # ---- showing -----------------------------------------------------------------------------
 
@@ -161,16 +164,17 @@ class Patch:
         for name in (*tensors, *(n for n in self._values if n not in tensors)):
             if name.endswith(TENSOR_SUFFIX):
                 continue
-            before = self._shown(name) if name in tensors else None
             if name in self._dropped:
+                before = self._shown(name) if name in tensors else None
                 found.append(Change(name, "removed", before, None, "tensor"))
                 continue
             if name in self._values:
+                before = self._shown(name) if name in tensors else None
                 what = "value" if name in tensors else "added"
                 found.append(Change(name, what, before, _brief(self._values[name]), "tensor"))
             elif name in self._entries:
                 dtype, shape = self._entries[name][:2]
-                after = f"{_dtype_name(dtype)} {list(shape)}"
+                after = f"{dtype_name(dtype)} {list(shape)}"
                 found.append(Change(name, "shape", self._description(name), after, "tensor"))
             if self._new(name) != name:
                 found.append(Change(name, "name", name, self._new(name), "tensor"))
@@ -192,7 +196,7 @@ class Patch:
             before = self._conf(key) if key in self.source.tensors else {}
             after = before
             if key in self._values:
-                after = decode_conf(self._values[key])
+                after = parse_conf(_as_bytes(self._values[key]))
             elif key in self._dropped:
                 after = {}
             in_tensor = _differences(before, after)
@@ -213,7 +217,7 @@ class Patch:
     def _shown(self, name: str) -> Any:
         info = self.source.tensors[name]
         readable = info.dtype is not None and info.dtype.is_floating_point
-        if readable and torch.Size(info.shape).numel() == 1:
+        if readable and math.prod(info.shape) == 1:
             return _brief(self.source.read(name))
         return self._description(name)
 
@@ -236,11 +240,14 @@ class Patch:
             Cancelled: ``cancel`` said so.
         """
         with CheckpointWriter(dst, self.entries, self.metadata, overwrite=overwrite) as writer:
-            for name, tensor in self._values.items():
-                writer.write(self._new(name), tensor)
+            for name, value in self._values.items():
+                if isinstance(value, bytes):
+                    writer.write_bytes(self._new(name), 0, value)
+                else:
+                    writer.write(self._new(name), value)
             self._copy(writer, progress, cancel)
             self.source.close()  # a file in use cannot be replaced on Windows
-            return self._check_source()
+            return self.source.check_unchanged()
 
     def _copy(
         self,
@@ -252,6 +259,8 @@ class Patch:
         sizes = {name: self.source.tensors[name].nbytes for name in names}
         total, done = sum(sizes.values()), 0
         buffer = memoryview(bytearray(min(_CHUNK, max(sizes.values(), default=0))))
+        for name in names:
+            self.source.stored_at(name)  # open: what takes the source's name later is another file
         for index, name in enumerate(names, 1):
             for first in range(0, sizes[name], _CHUNK):
                 if cancel is not None and cancel():
@@ -274,28 +283,6 @@ class Patch:
             self.source.read_bytes(name, first + done, first + len(buffer), out=rest)
             writer.write_bytes(new, first + done, rest)
 
-    def _check_source(self) -> list[str]:
-        notes = []
-        for file, was in self._files.items():
-            now = _identity(file)
-            if now is None:
-                notes.append(f"{file} was removed meanwhile; the new file is complete")
-            elif now != was:
-                raise CheckpointError(
-                    f"{file} was changed by another program while it was being read; nothing was "
-                    "written: start again"
-                )
-        return notes
-
-
-def _identity(file: Path) -> tuple[int, int, int, int] | None:
-    """What changes where a file is replaced or written to; None where it is gone."""
-    try:
-        stat = os.stat(file)
-    except FileNotFoundError:
-        return None
-    return stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns
-
 
 def _differences(
     before: Mapping[str, Any], after: Mapping[str, Any]
@@ -307,23 +294,24 @@ def _differences(
     }
 
 
-def _entry(tensor: Tensor) -> Entry:
-    return tensor.dtype, tuple(tensor.shape)
+def _entry(value: Value) -> Entry:
+    if isinstance(value, bytes):
+        return "U8", (len(value),)
+    return value.dtype, tuple(value.shape)
 
 
-def _as_bytes(tensor: Tensor) -> Tensor:
-    return tensor.detach().contiguous().reshape(-1).view(torch.uint8)
+def _as_bytes(value: Value) -> bytes:
+    if isinstance(value, bytes):
+        return value
+    return bytes(byte_view(value.detach().cpu().contiguous()))
 
 
-def _dtype_name(dtype: torch.dtype | str) -> str:
-    return dtype if isinstance(dtype, str) else DTYPE_NAMES[dtype]
-
-
-def _brief(tensor: Tensor) -> Any:
+def _brief(value: Value) -> Any:
     """The value of a number, the dtype and shape of anything larger."""
-    shape = list(tensor.shape)
-    name = _dtype_name(tensor.dtype)
-    if tensor.numel() == 1 and tensor.is_floating_point() and DTYPES[name].itemsize > 1:
-        value = f"{float(tensor):.6g}"
-        return value if not shape else f"{value} {shape}"
+    if isinstance(value, bytes):
+        return f"U8 [{len(value)}]"
+    shape, name = list(value.shape), str(dtype_name(value.dtype))
+    if value.numel() == 1 and value.is_floating_point() and ITEM_SIZES[name] > 1:
+        text = f"{float(value):.6g}"
+        return text if not shape else f"{text} {shape}"
     return f"{name} {shape}"

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from roundsmith.checkpoints import build_header, checkpoint_size, header, placement, read_header
+from roundsmith.checkpoints import build_header, checkpoint_size, placement, read_header
+from roundsmith.checkpoints.dtypes import DTYPES
 from roundsmith.checkpoints.header import parse_header
 from roundsmith.errors import CheckpointError
 
@@ -171,7 +172,7 @@ def test_building_aligns_every_tensor_and_keeps_order_within_an_item_size() -> N
     assert content.pop("__metadata__") == {"key": "value"}
     assert list(content) == ["t2", "t4", "t1", "t5", "t0", "t3", "opaque"]
     for name, entry in content.items():
-        dtype = header.DTYPES.get(entry["dtype"])
+        dtype = DTYPES.get(entry["dtype"])
         assert entry["data_offsets"][0] % (dtype.itemsize if dtype else 1) == 0, name
     assert checkpoint_size(entries, {"key": "value"}) == len(text) + entry["data_offsets"][1]
 

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from roundsmith.checkpoints import DTYPES, Checkpoint, CheckpointWriter
+from roundsmith.checkpoints import Checkpoint, CheckpointWriter
+from roundsmith.checkpoints.dtypes import DTYPES
 from roundsmith.errors import CheckpointError
 
 few = settings(max_examples=40, deadline=None)

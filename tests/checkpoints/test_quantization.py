@@ -116,7 +116,7 @@ def test_an_unusual_header_is_noted(tmp_path: Path, content: dict[str, Any]) -> 
         (torch.frombuffer(bytearray(b"\xff\xfe"), dtype=torch.uint8), "valid JSON"),
         (torch.empty(0, dtype=torch.uint8), "valid JSON"),
         (torch.frombuffer(bytearray(b"[1]"), dtype=torch.uint8), "list where an object"),
-        (torch.zeros(3), "float32 where JSON text"),
+        (torch.zeros(3), "F32 where JSON text"),
     ],
 )
 def test_a_broken_comfy_quant_tensor_is_named(

@@ -172,7 +172,9 @@ def test_cancel_leaves_nothing_and_the_next_run_is_whole(server):
     server.messages.clear()
     prompt_id = server.queue(calibration_graph("calibrations/cancelled", seeds=200))
     deadline = time.monotonic() + 120
-    while not any(k == "roundsmith.progress" and (d.get("run") or 0) >= 2 for k, d in server.messages):
+    while not any(
+        k == "roundsmith.progress" and (d.get("run") or 0) >= 2 for k, d in server.messages
+    ):
         assert time.monotonic() < deadline, server.read_log()[-2000:]
         time.sleep(0.02)
     server.post("/interrupt", {})

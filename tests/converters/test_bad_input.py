@@ -36,6 +36,27 @@ def test_a_source_that_is_cut_short_midway(source: Path, tmp_path: Path) -> None
     assert list(tmp_path.iterdir()) == [source]
 
 
+@pytest.mark.parametrize("how", ["in place", "replaced"])
+def test_a_source_that_is_changed_midway(how: str, source: Path, tmp_path: Path) -> None:
+    """What was read is of two states, or of one that is no longer: an error, and no file."""
+    other = tmp_path / "other.safetensors"
+    other.write_bytes(source.read_bytes())
+
+    def change(progress: Progress) -> None:
+        if other.exists() and how == "replaced":
+            os.replace(other, source)
+        elif other.exists():
+            other.unlink()
+            with source.open("r+b") as file:
+                file.seek(-4, os.SEEK_END)
+                file.write(b"\1\2\3\4")
+            os.utime(source, ns=(0, 0))  # file systems may count time coarsely
+
+    with pytest.raises(CheckpointError, match=r"source\.safetensors was changed by"):
+        quantize_file(source, tmp_path / "out.safetensors", FAST, progress=change)
+    assert list(tmp_path.iterdir()) == [source]
+
+
 def test_a_source_that_vanishes_before_it_is_read(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -36,6 +36,7 @@ from convert_to_quant.converters.nvfp4_converter import NVFP4Converter
 from convert_to_quant.utils.convrot import build_hadamard, rotate_activation
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from sources import by_blocks, matrix
 from torch import Tensor
 
 FILES = Path(__file__).parent / "files"
@@ -43,17 +44,6 @@ Tensors = dict[str, Tensor]
 
 
 # ---- sources -------------------------------------------------------------------------------------
-
-
-def matrix(seed: int, m: int, n: int) -> Tensor:
-    """A float32 ``[m, n]`` with rows and columns of differing size and some outliers."""
-    rng = torch.Generator().manual_seed(seed)
-    rows = torch.exp(0.4 * torch.randn(m, 1, generator=rng))
-    cols = torch.exp(0.3 * torch.randn(1, n, generator=rng))
-    w = 0.02 * torch.randn(m, n, generator=rng) * rows * cols
-    outliers = torch.randint(0, m * n, (max(1, m * n // 2000),), generator=rng)
-    w.view(-1)[outliers] *= 8
-    return w
 
 
 def model(shapes: Mapping[str, tuple[int, int]], dtype: torch.dtype = torch.bfloat16) -> Tensors:
@@ -149,30 +139,12 @@ def text_encoder() -> Tensors:
     }
 
 
-def _by_blocks(w: Tensor, kind: str, largest: float) -> tuple[Tensor, Tensor]:
-    """``w`` divided by absmax scales of the legacy shape ``kind``, and those scales."""
-    m, n = w.shape
-    absmax = {
-        "tensor": lambda: w.abs().amax(),
-        "one": lambda: w.abs().amax().reshape(1),
-        "row": lambda: w.abs().amax(1),
-        "column": lambda: w.abs().amax(1, keepdim=True),
-        "block": lambda: w.abs().reshape(m // 64, 64, n // 64, 64).amax((1, 3)),
-        "block3d": lambda: w.abs().reshape(m, n // 64, 64).amax(2, keepdim=True),
-        "lode": lambda: w.abs().reshape(m, n // 64, 64).amax(2),
-    }[kind]()
-    scale = absmax / largest
-    grid = scale.reshape(-1, 1) if scale.ndim < 2 else scale.reshape(scale.shape[0], -1)
-    full = grid.repeat_interleave(m // grid.shape[0], 0)
-    return w / full.repeat_interleave(n // grid.shape[1], 1), scale
-
-
 def legacy_fp8() -> Tensors:
     """A legacy ``fp8_scaled`` model of older tools: every scale shape, and dummy scales."""
     tensors: Tensors = {"scaled_fp8": torch.zeros(2, dtype=torch.float8_e4m3fn)}
     for seed, kind in enumerate(("tensor", "one", "row", "block", "block3d")):
         shape = (64, 128) if "block" in kind else (32, 48)
-        scaled, scale = _by_blocks(matrix(seed, *shape), kind, 448.0)
+        scaled, scale = by_blocks(matrix(seed, *shape), kind, 448.0)
         layer = f"blocks.{seed}.{kind}"
         tensors[f"{layer}.weight"] = scaled.clamp(-448, 448).to(torch.float8_e4m3fn)
         tensors[f"{layer}.scale_weight"] = scale
@@ -196,7 +168,7 @@ def legacy_int8() -> Tensors:
         "lode": (64, 128),
     }
     for seed, (name, shape) in enumerate(shapes.items()):
-        scaled, scale = _by_blocks(matrix(seed, *shape), name.partition("_")[0], 127.0)
+        scaled, scale = by_blocks(matrix(seed, *shape), name.partition("_")[0], 127.0)
         tensors[f"blocks.0.{name}.weight"] = scaled.round().clamp(-127, 127).to(torch.int8)
         tensors[f"blocks.0.{name}.scale_weight"] = scale
     return tensors
