@@ -9,12 +9,13 @@ seeds used for nothing else. ComfyUI 0.29 ignores ``full_precision_matrix_mult``
 line is loaded by Roundsmith; all others by ComfyUI.
 
 Columns: ``ceiling``, the unquantized weights with inputs rounded as this line's products round
-them: what no rounding of weights can pass by more than luck; ``nearest``; calibrated ``on prompts``
-(all ten, 20 samples, other seeds), ``0-4 on 5-9`` (calibrated on half of the digits, scored on the
-others; ``nearest 5-9`` beside it), by ``itself`` (nothing given) and ``with CLIP`` (built-in
-prompts); ``learned`` with the SVD objective, ``learned act`` with the activations', on the
-statistics of ``on prompts``; the ``peer``, convert-to-quant 1.3.4, with ``--simple`` and learned,
-on the same layers.
+them: what no rounding of weights can pass by more than luck; ``ceiling fitted``, the same with
+weights that are not rounded but fitted to those inputs, on the samples of ``on prompts``;
+``nearest``; calibrated ``on prompts`` (all ten, 20 samples, other seeds), ``0-4 on 5-9``
+(calibrated on half of the digits, scored on the others; ``nearest 5-9`` beside it), by ``itself``
+(nothing given) and ``with CLIP`` (built-in prompts); ``learned`` with the SVD objective,
+``learned act`` with the activations', on the statistics of ``on prompts``; the ``peer``,
+convert-to-quant 1.3.4, with ``--simple`` and learned, on the same layers.
 """
 
 from __future__ import annotations
@@ -30,8 +31,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ceiling import inputs_in_int8
-from in_comfyui import Demo, restart_in_comfyui
+from ceiling import Affine, fit_to_int8, inputs_in_int8
+from in_comfyui import STEPS, Demo, restart_in_comfyui
 from ours import METHODS
 from peers import Peer
 from scoring import Bars, mean, snr, table
@@ -91,8 +92,8 @@ LINES = (
     ),
 )
 COLUMNS = (
-    "ceiling", "nearest", "on prompts", "itself", "with CLIP", "nearest 5-9", "0-4 on 5-9",
-    "learned", "learned act", "peer", "peer learned",
+    "ceiling", "ceiling fitted", "nearest", "on prompts", "itself", "with CLIP", "nearest 5-9",
+    "0-4 on 5-9", "learned", "learned act", "peer", "peer learned",
 )  # fmt: skip
 CALIBRATED = ("on prompts", "itself", "with CLIP", "0-4 on 5-9")
 
@@ -126,14 +127,27 @@ class Table:
         made = self._sample((self.demo.load_ours if line.ours else self.demo.load)(path))
         return [snr(a, b) for a, b in zip(self.latents, made, strict=True)]
 
-    def ceiling(self, line: Line) -> float | None:
-        """dB of exact weights where the line's products round their inputs; else None."""
+    def ceilings(self, line: Line) -> dict[str, float]:
+        """dB of weights that are not rounded, by column, where the line's products round their
+        inputs; else {}."""
         if "int8" not in str(line.recipe["format"]) or line.ours:
-            return None
+            return {}
         layers = [t for t in self._plan(line) if t.action == "quantize"]
-        with inputs_in_int8(self.original.model.diffusion_model, layers):
-            made = self._sample(self.original)
-        return mean([snr(a, b) for a, b in zip(self.latents, made, strict=True)])
+        network, found = self.original.model.diffusion_model, {}
+        for column in self.columns & {"ceiling", "ceiling fitted"}:
+            weights: dict[str, Affine] = {}
+            if column == "ceiling fitted":
+                weights = fit_to_int8(network, layers, self._sample_fitted, _every_fourth)
+            with inputs_in_int8(network, layers, weights):
+                made = self._sample(self.original)
+            found[column] = mean([snr(a, b) for a, b in zip(self.latents, made, strict=True)])
+        return found
+
+    def _sample_fitted(self) -> None:
+        """What the calibration on prompts samples."""
+        for digit in DIGITS:
+            for seed in FITTED:
+                self.demo.sample(self.original, digit, 1000 * seed + digit)
 
     def _plan(self, line: Line) -> Sequence[TensorPlan]:
         return plan_file(self.demo.model_file, Recipe(**line.recipe)).tensors
@@ -157,9 +171,7 @@ class Table:
         """A line's numbers by column."""
         nearest = self.ours(line, "nearest")
         found = {"nearest": mean(nearest), "nearest 5-9": mean(nearest[len(HALF) :])}
-        ceiling = self.ceiling(line) if "ceiling" in self.columns else None
-        if ceiling is not None:
-            found["ceiling"] = ceiling
+        found |= self.ceilings(line)
         for column in self.columns.intersection(CALIBRATED):
             values = self.ours(line, "calibrated", self.calibrations[column])
             found[column] = mean(values[len(HALF) :] if column == "0-4 on 5-9" else values)
@@ -176,11 +188,17 @@ class Table:
         return found
 
 
+def _every_fourth(call: int) -> bool:
+    """Whether a call of the network is of one of the steps set aside, alike in all samples."""
+    return call % STEPS % 4 == 3
+
+
 def judge(bars: Bars, line: Line, found: dict[str, float]) -> None:
     """Print a line's bars, and how much any rounding of its weights could gain."""
-    if "ceiling" in found:
-        most = found["ceiling"] - found["nearest"]
-        print(f"      {line.title}: exact weights would gain {most:.2f} dB over nearest")
+    for column, which in (("ceiling", "exact"), ("ceiling fitted", "fitted, unrounded")):
+        if column in found:
+            most = found[column] - found["nearest"]
+            print(f"      {line.title}: {which} weights would gain {most:.2f} dB over nearest")
     for column, bar in line.bars.items():
         if column not in found:
             continue
