@@ -186,7 +186,7 @@ class _Layer:
         """Variants of each block, a power of two."""
         wanted = self.options.variants
         if wanted is None:
-            wanted = (16 if isinstance(self.grid, IntGrid) else 8) if self.small else 1
+            wanted = (64 if isinstance(self.grid, IntGrid) else 8) if self.small else 1
         return 1 << (wanted - 1).bit_length()
 
     @property
