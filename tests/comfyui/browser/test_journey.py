@@ -21,7 +21,9 @@ PLACE = """([id, part]) => {
         ? [node.pos[0] + node.size[0] / 2, node.pos[1] + widget.last_y + 10]
         : part === "first output"
           ? node.getOutputPos(0)
-          : part ? node.getInputPos(node.findInputSlot(part)) : [node.pos[0] + 40, node.pos[1] - 15];
+          : part
+            ? node.getInputPos(node.findInputSlot(part))
+            : [node.pos[0] + 40, node.pos[1] - 15];
     const [x, y] = canvas.ds.convertOffsetToCanvas([...at]);
     const box = canvas.canvas.getBoundingClientRect();
     return [box.left + x, box.top + y];
