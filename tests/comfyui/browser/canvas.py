@@ -142,6 +142,16 @@ class Canvas:
         for name, value in self._settings.items():
             self.page.evaluate(SET, [name, value])
 
+    def open_search(self, x: float, y: float) -> Any:
+        """Double-click on the empty canvas; the field of the search of nodes that it opens."""
+        field = self.page.locator("input[role=combobox]").last
+        for _ in range(5):  # two clicks within 0.3 s: a busy machine misses some
+            self.page.mouse.dblclick(x, y)
+            self.page.wait_for_timeout(1500)
+            if field.count() and field.is_visible():
+                break
+        return field
+
     def shot(self, name: str) -> None:
         """Leave a picture of the page where pictures are wanted."""
         pictures = os.environ.get("PICTURES")

@@ -76,12 +76,7 @@ class Person:
     def find_node(self, word: str, title: str) -> None:
         """Double-click beside the nodes, type, press Enter, click where it belongs."""
         x, y = self.page.evaluate(FREE)
-        field = self.page.locator("input[role=combobox]").last
-        for _ in range(5):  # two clicks within 0.3 s: a busy machine misses some
-            self.page.mouse.dblclick(x, y)
-            self.page.wait_for_timeout(1500)
-            if field.count() and field.is_visible():
-                break
+        self.canvas.open_search(x, y)
         self.page.keyboard.type(word)
         self.page.get_by_role("option", name=title).first.wait_for(timeout=5000)
         self.page.keyboard.press("Enter")
