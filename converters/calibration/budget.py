@@ -28,9 +28,8 @@ class Size(NamedTuple):
 def size(features: int, max_tokens: int, allowed: int | None = None) -> Size:
     """What a record of inputs ``features`` wide keeps.
 
-    A second moment holds every token, but N² numbers of it take longer to form the wider the layer
-    is: it is kept where N is at most a quarter of ``max_tokens``, beside a small sample, which
-    together is less than ``max_tokens`` tokens would take.
+    A second moment holds every token, but is N² numbers: it is kept where it takes no more bytes,
+    with a small sample beside it, than ``max_tokens`` tokens would.
 
     Args:
         features: N.
@@ -39,7 +38,7 @@ def size(features: int, max_tokens: int, allowed: int | None = None) -> Size:
     """
     allowed = max_tokens if allowed is None else min(allowed, max_tokens)
     beside = min(HELD, max(max_tokens // 4, 1))
-    moment = 4 * features <= max_tokens and 2 * features + beside <= allowed
+    moment = 2 * features + beside <= allowed
     return Size(beside if moment else allowed, moment)
 
 

