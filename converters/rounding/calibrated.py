@@ -234,11 +234,12 @@ def _candidates(
 def _expected_best(layer: _Layer, activations: Activations) -> float:
     """The damping that should serve calls set aside best."""
     held = activations.held[torch.isfinite(activations.held).all(dim=1)]
-    errors = {}
     coarse = layer.grid.max <= _LARGEST_COARSE
+    errors, order = {}, None
     for damping in _DAMPINGS[:3] if coarse else _DAMPINGS:
-        made = factor(damped(activations.moment, damping), layer.options.act_order, layer.poll)
-        errors[damping] = expected_error(made, held)
+        h = damped(activations.moment, damping)
+        made = factor(h, layer.options.act_order, layer.poll, order)
+        errors[damping], order = expected_error(made, held), made.order
     return min(errors, key=errors.__getitem__)
 
 

@@ -51,7 +51,9 @@ def damped(moment: Tensor, damping: float) -> Tensor:
     return h
 
 
-def factor(h: Tensor, act_order: bool = True, poll: Poll | None = None) -> Factor:
+def factor(
+    h: Tensor, act_order: bool = True, poll: Poll | None = None, order: Tensor | None = None
+) -> Factor:
     """Factor ``h``, float32 ``[N, N]``, in float32; else in float64; else damped more.
 
     Args:
@@ -59,6 +61,7 @@ def factor(h: Tensor, act_order: bool = True, poll: Poll | None = None) -> Facto
         act_order: round the columns first whose errors cost most, and no other column can make up
             for; else the leftmost.
         poll: called many times a second.
+        order: int64 ``[N]``, the order to take, in which factoring is several times faster.
 
     Raises:
         RoundsmithError: it is not positive definite, however much it is damped.
@@ -68,15 +71,15 @@ def factor(h: Tensor, act_order: bool = True, poll: Poll | None = None) -> Facto
         for dtype in (torch.float32, torch.float64):
             tried = h.to(dtype, copy=True)
             tried.diagonal().add_(more * mean)
-            found = _cholesky(tried, act_order, poll)
+            found = _cholesky(tried, act_order, poll) if order is None else _ordered(tried, order)
             if found is not None:
-                order, feedback = found
+                taken, feedback = found
                 root = feedback.diagonal().clone()
                 feedback = feedback.div_(root[:, None]).to(torch.float32)
                 pivots = root.square_().to(torch.float32)
                 if bool(torch.isfinite(feedback).all() & (pivots > 0).all()):
                     feedback.diagonal().zero_()
-                    return Factor(order, feedback, pivots)
+                    return Factor(taken, feedback, pivots)
     raise RoundsmithError(
         "the second moment of the inputs is not positive definite; calibrate again"
     )
@@ -114,6 +117,12 @@ def _cholesky(
         root[low:high] = solved
         left.sub_(solved.square_().sum(dim=0))[mine] = torch.inf
     return order, root[:, order].triu_()
+
+
+def _ordered(h: Tensor, order: Tensor) -> tuple[Tensor, Tensor] | None:
+    """As :func:`_cholesky`, in a given order."""
+    root, info = torch.linalg.cholesky_ex(h[order][:, order], upper=True)
+    return None if int(info) else (order, root)
 
 
 def expected_error(found: Factor, held: Tensor) -> float:
