@@ -67,6 +67,7 @@ def test_a_product_decodes_a_tile_at_a_time(name: str, options: dict) -> None:
     x = torch.randn(2, 4096)
     with torch.inference_mode():
         torch.nn.functional.linear(x, weight)  # tables, threads
-        peak = peak_of(lambda: torch.nn.functional.linear(x, weight))
+        # What a product needs, each one needs; pages the system took back meanwhile come on top.
+        peak = min(peak_of(lambda: torch.nn.functional.linear(x, weight)) for _ in range(3))
     whole = 4096 * 4096 * 4
     assert peak <= (whole * 0.9 if issubclass(weight.layout_cls, OwnLayout) else whole * 5)
