@@ -136,8 +136,8 @@ def test_nodes_made_by_a_node_count_with_it(demo):
 
 def test_what_does_not_fit_goes_to_a_file(demo, tmp_path, monkeypatch):
     monkeypatch.setattr(recording_module, "temporary_folder", lambda: tmp_path)
-    model, recording = record_model(load_stock(demo), "linear2|linear1", memory_mb=24)
-    kept, plain = record_model(load_stock(demo), "linear2|linear1", memory_mb=1024)
+    model, recording = record_model(load_stock(demo), "linear2|linear1", 2048, memory_mb=24)
+    kept, plain = record_model(load_stock(demo), "linear2|linear1", 2048, memory_mb=1024)
     guided(model), guided(kept)
     assert len(list(tmp_path.iterdir())) == 1
     stored, memory = recording.finish(), plain.finish()
