@@ -14,10 +14,9 @@ them: what no rounding of weights can pass by more than luck; ``ceiling fitted``
 weights that are not rounded but fitted to those inputs, on the samples of ``on prompts``;
 ``nearest``; calibrated ``on prompts`` (all ten, 120 samples, other seeds), ``on 20`` of those
 samples, ``0-4 on 5-9`` (20 samples of half of the digits, scored on the others; ``nearest 5-9``
-beside it), by ``itself``
-(nothing given) and ``with CLIP`` (built-in prompts); ``learned`` with the SVD objective,
-``learned act`` with the activations', on the statistics of ``on prompts``; the ``peer``,
-convert-to-quant 1.3.4, with ``--simple`` and learned, on the same layers.
+beside it), by ``itself`` (nothing given) and ``with CLIP`` (built-in prompts); ``learned`` with the
+SVD objective, ``learned act`` with the activations', on the statistics of ``on prompts``; the
+``peer``, convert-to-quant 1.3.4, with ``--simple`` and learned, on the same layers.
 """
 
 from __future__ import annotations
@@ -116,8 +115,12 @@ class Table:
         self.columns = {column for column in COLUMNS if re.search(columns, column)}
         makers: dict[str, Callable[[], Any]] = {
             "on prompts": lambda: self.demo.calibrate(self.original, DIGITS, FITTED),
-            "on 20": lambda: self.demo.calibrate(self.original, DIGITS, FITTED[: FEW // 10]),
-            "0-4 on 5-9": lambda: self.demo.calibrate(self.original, HALF, FITTED[: FEW // 5]),
+            "on 20": lambda: self.demo.calibrate(
+                self.original, DIGITS, FITTED[: FEW // len(DIGITS)]
+            ),
+            "0-4 on 5-9": lambda: self.demo.calibrate(
+                self.original, HALF, FITTED[: FEW // len(HALF)]
+            ),
             "itself": lambda: self.demo.self_calibrate(self.original, told=False),
             "with CLIP": lambda: self.demo.self_calibrate(self.original, told=True),
         }

@@ -46,7 +46,7 @@ _DAMPING = 0.05
 _SMALL = 3e9  # multiplications of a pass; a 3072×3072 layer's are ten times that
 _FEW_TOKENS_DAMPINGS = (0.05, 0.3, 1.0)
 _DAMPINGS = (0.15, 0.05, 0.015, 0.005, 0.0015)
-_LARGEST_COARSE = 8  # of grids of sixteen values; they want no damping below 0.015
+_LARGEST_COARSE, _COARSE_DAMPINGS = 8, _DAMPINGS[:3]  # of grids of sixteen values
 
 
 class CalibratedOptions(Strict):
@@ -236,7 +236,7 @@ def _expected_best(layer: _Layer, activations: Activations) -> float:
     held = activations.held[torch.isfinite(activations.held).all(dim=1)]
     coarse = layer.grid.max <= _LARGEST_COARSE
     errors, order = {}, None
-    for damping in _DAMPINGS[:3] if coarse else _DAMPINGS:
+    for damping in _COARSE_DAMPINGS if coarse else _DAMPINGS:
         h = damped(activations.moment, damping)
         made = factor(h, layer.options.act_order, layer.poll, order)
         errors[damping], order = expected_error(made, held), made.order

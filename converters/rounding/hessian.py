@@ -66,11 +66,9 @@ def factor(
     Raises:
         RoundsmithError: it is not positive definite, however much it is damped.
     """
-    mean = h.diagonal().mean()
     for more in (0.0, *_MORE_DAMPING):
         for dtype in (torch.float32, torch.float64):
-            tried = h.to(dtype, copy=True)
-            tried.diagonal().add_(more * mean)
+            tried = damped(h.to(dtype), more) if more else h.to(dtype)
             found = _cholesky(tried, act_order, poll) if order is None else _ordered(tried, order)
             if found is not None:
                 taken, feedback = found
@@ -85,9 +83,7 @@ def factor(
     )
 
 
-def _cholesky(
-    h: Tensor, act_order: bool, poll: Poll | None
-) -> tuple[Tensor, Tensor] | None:
+def _cholesky(h: Tensor, act_order: bool, poll: Poll | None) -> tuple[Tensor, Tensor] | None:
     """An order of the columns, int64 ``[N]``, and the upper Cholesky factor ``[N, N]`` of ``h`` in
     it; None if there is none.
 
