@@ -122,7 +122,12 @@ def _quantize(
     make_room(recipe, (tuple(parameter.shape) for parameter in patcher.model.parameters()))
     with patcher.use_ejected():
         sources = {prefix: PatchedWeights(patcher, prefix) for prefix in prefixes}
-        parts = [_convert(source, recipe, statistics, dtype is None) for source in sources.values()]
+        journal = Journal(Path(folder_paths.get_temp_directory()) / "roundsmith-layers", shared=True)
+        parts = [
+            _convert(source, recipe, statistics, journal, dtype is None)
+            for source in sources.values()
+        ]
+        journal.clear()
         clone = clone_structure(patcher.model, patcher)
         for part in parts:
             _put_layers(clone, part, patcher, operations, dtype)
@@ -145,13 +150,17 @@ def _quantize(
         logging.warning("Roundsmith: %s", note)
     finished(patcher)
     first = parts[0].report
-    told = (statistics.note,) if statistics.note else ()
+    told = (statistics.note,) if statistics.note not in ("", *first.warnings) else ()
     parts[0].report = replace(first, warnings=(*first.warnings, *told, *notes))
     return new, parts
 
 
 def _convert(
-    source: PatchedWeights, recipe: Recipe, statistics: ModelStatistics, decodes: bool
+    source: PatchedWeights,
+    recipe: Recipe,
+    statistics: ModelStatistics,
+    journal: Journal,
+    decodes: bool,
 ) -> Part:
     keep = tuple(Rule(match=f"^{re.escape(name)}$", skip=True) for name in source.not_linear)
     rules = tuple(map(_described, recipe.rules))
@@ -167,7 +176,6 @@ def _convert(
 
     try:
         calibration = statistics.under(source.prefix)
-        journal = Journal(Path(folder_paths.get_temp_directory()) / "roundsmith-layers")
         report = convert(
             *(source, open_sink, restricted, NodeProgress("quantizing"), cancelled),
             *(calibration, journal, decodes),

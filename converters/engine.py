@@ -17,6 +17,7 @@ import torch
 
 from ..checkpoints import encode_conf
 from ..errors import Cancelled, RecipeError
+from ..kernels.machine import out_of_memory
 from ..layouts import get_format
 from .calibration import Calibration
 from .model import ModelView
@@ -63,8 +64,8 @@ def convert(
         progress: called several times a second; an exception it raises ends the run.
         cancel: looked at several times a second; True ends the run with :class:`Cancelled`.
         calibration: statistics of the layers' inputs.
-        journal: keeps finished layers that took long, so that a cancelled run goes on with them; it
-            is emptied when the run is complete.
+        journal: keeps finished layers that took long, so that a cancelled run goes on with them;
+            whoever gives it clears it once the result is safe.
         decodes: the model's runtime decodes every weight before its product (ComfyUI does so for
             text encoders): what is reported as executed is that.
 
@@ -94,8 +95,8 @@ def convert(
                 break
             except NonFiniteError as found:
                 bad.update(run.find_nonfinite(found.layer))
-            except torch.OutOfMemoryError:
-                if device.type == "cpu":
+            except RuntimeError as error:
+                if device.type == "cpu" or not out_of_memory(error):
                     raise
                 warnings.append(f"{device} ran out of memory: rounded on the CPU instead")
                 device = torch.device("cpu")
@@ -103,7 +104,8 @@ def convert(
     warnings += statistics.warnings(plan)
     if journal is not None:
         warnings += [journal.note] if journal.note else []
-        journal.clear()
+        if journal.reused:
+            warnings.append(f"{journal.reused} layers were finished in a run before, and reused")
     seconds = time.perf_counter() - began
     return make_report(plan, run.outcomes, warnings, seconds)
 

@@ -78,6 +78,7 @@ def quantize_file(
         journal = Journal(dst.with_name(f"{dst.name}.roundsmith-layers"))
         recipe = recipe or Recipe()
         report = convert(source, open_sink, recipe, progress, cancel, calibration, journal)
+        journal.clear()
     if error_lora is not None:
         made = error_lora_file(
             *(src, dst, lora, error_lora, calibration),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -20,19 +21,22 @@ def quantize_module(
     module: nn.Module,
     recipe: Recipe | None = None,
     *,
-    calibration: Calibration | None = None,
+    calibration: Calibration | str | Path | None = None,
     progress: ProgressCallback | None = None,
     cancel: CancelCallback | None = None,
 ) -> tuple[nn.Module, Report]:
     """Quantize the linear layers of ``module`` in place.
 
     Each ``nn.Linear`` that the recipe takes gets a ``QuantizedTensor`` of its own dtype and device
-    as weight, with no gradient; with ``calibration``, biases are corrected for the mean error.
+    as weight, with no gradient; with ``calibration``, or the file of one, biases are corrected for
+    the mean error.
     Everything else is untouched. Copy the module first to keep the original.
 
     Returns:
         The module itself, and the report.
     """
+    if isinstance(calibration, (str, Path)):
+        calibration = Calibration.load(calibration)
     recipe = (recipe or Recipe()).in_memory
     linears = dict(_linears(module))
     tensors = {f"{name}.weight": linear.weight for name, linear in linears.items()}

@@ -1,7 +1,7 @@
 """Finished layers of a run that was cancelled: kept in a folder, found again by what made them.
 
 A layer's name in the folder is the hash of its weights, its statistics and its settings, so a layer
-is reused exactly when the result would be the same. The folder goes when the run is complete.
+is reused exactly when the result would be the same. They go when the run is complete.
 """
 
 from __future__ import annotations
@@ -33,15 +33,20 @@ class Finished(NamedTuple):
 class Journal:
     """Solved layers in a folder. A folder that cannot be written to is given up, and says so.
 
+    Args:
+        folder: made when the first layer is kept.
+        shared: whether runs of other models keep their layers there too.
+
     Attributes:
         note: why nothing is kept, or "".
         reused: layers that were found.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, shared: bool = False) -> None:
+        self.folder, self.shared = folder, shared
         self.note = ""
         self.reused = 0
+        self._mine: set[Path] = set()
 
     @staticmethod
     def key(settings: str, tensors: Iterable[Tensor]) -> str:
@@ -66,6 +71,7 @@ class Journal:
         except (OSError, SafetensorError, ValueError, KeyError):  # half-written: solve it again
             return None
         self.reused += 1
+        self._mine.add(path)
         return found
 
     def keep(self, key: str, layer: Finished) -> None:
@@ -79,16 +85,19 @@ class Journal:
             self.folder.mkdir(parents=True, exist_ok=True)
             save_file(tensors, partial, {"facts": json.dumps(layer.facts)})
             partial.replace(path)
+            self._mine.add(path)
         except (OSError, SafetensorError) as error:
             self.note = f"finished layers cannot be kept in {self.folder}: {error}"
             with suppress(OSError):
                 partial.unlink()
 
     def clear(self) -> None:
-        """Forget all layers: the run is complete. Files that are not layers stay."""
+        """Forget all layers, in a shared folder those of this run: it is complete. Files that are
+        not layers stay."""
         with suppress(OSError):
-            for path in (*self.folder.glob(f"*{_SUFFIX}"), *self.folder.glob("*.part")):
-                path.unlink()
+            every = (*self.folder.glob(f"*{_SUFFIX}"), *self.folder.glob("*.part"))
+            for path in self._mine if self.shared else every:
+                path.unlink(missing_ok=True)
             self.folder.rmdir()
 
     def _path(self, key: str) -> Path:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ..errors import FormatError
+from ..kernels.machine import out_of_memory
 from ..layouts import Format, Spec, executed_linear, get_format
 from ..layouts.codec import decode, with_peak
 from ..layouts.geometries import Geometry
@@ -24,13 +25,14 @@ from .plan import TensorPlan
 from .recipe import Recipe
 from .resume import Finished, Journal
 from .rounding import (
+    MIN_TOKENS,
     Activations,
     Solution,
     calibrated,
     fit_codebook,
     learned,
     nearest,
-    scale_search,
+    searched,
 )
 from .rows import Rows
 from .source import Sink
@@ -90,7 +92,7 @@ class LayerSolver:
         if self.journal is not None:
             key = self.journal.key(self._settings(t), _fingerprint(w, record, old_bias))
             found = self.journal.find(key)
-        if found is None:
+        if found is None or not _fits(found, t):
             with self.rows.workers.idle():
                 found = self._solve_somewhere(t, w, record, old_bias)
             found.facts["seconds"] = time.perf_counter() - began
@@ -103,7 +105,8 @@ class LayerSolver:
     def _settings(self, t: TensorPlan) -> str:
         assert t.options is not None
         shared = self.recipe.model_dump_json(include=_SHARED)
-        return f"{t.spec} {t.input_scale} {t.options.rounding} {t.options.scale_search} {shared}"
+        mine = f"{t.spec} {t.input_scale} {t.options.rounding} {t.options.scale_search}"
+        return f"{mine} {self.rows.device.type} {self.decodes} {shared}"
 
     def _solve_somewhere(
         self, t: TensorPlan, w: Tensor, record: Record | None, bias: Tensor | None
@@ -113,7 +116,9 @@ class LayerSolver:
             return self._solve(t, w, record, bias, device)
         try:
             return self._solve(t, w, record, bias, device)
-        except torch.OutOfMemoryError:
+        except RuntimeError as error:
+            if not out_of_memory(error):
+                raise
             torch.cuda.empty_cache()
         finished = self._solve(t, w, record, bias, torch.device("cpu"))
         note = f"{device} ran out of memory: rounded on the CPU"
@@ -158,10 +163,12 @@ class LayerSolver:
         if record is not None and activations is not None:
             peak = float(record.absmax.max())
             outcome = replace(outcome, tokens=activations.count, input_max=peak)
-            mean = fmt.transform_inputs(record.mean.to(device)[None], spec)
             shift = None
-            if bias is not None:
+            if bias is not None and activations.count >= MIN_TOKENS:
+                mean = fmt.transform_inputs(record.fitted_mean().to(device)[None], spec)
                 parts["bias"], shift = _corrected(bias.to(device), lost, mean, activations.held)
+            elif bias is not None:
+                parts["bias"] = bias
             outcome = self._judge(t, outcome, original, w, lost, shift, activations, record, parts)
         elif bias is not None:
             parts["bias"] = bias
@@ -203,9 +210,7 @@ class LayerSolver:
             )  # fmt: skip
         if not options.scale_search:
             return Solution(*nearest(w.clone(), grid, geometry, absmax), "nearest")
-        importance = activations.moment.diagonal()
-        found = scale_search(w.clone(), grid, geometry, absmax, importance, poll)
-        return Solution(*found, "scale search", "weighted by the activations")
+        return searched(w, grid, geometry, activations, absmax, poll=poll)
 
     def _judge(
         self,
@@ -235,6 +240,8 @@ class LayerSolver:
             output_snr=decibel(signal, float(error.square().sum())),
             nearest_snr=decibel(signal, plain),
         )
+        if w.device.type != self.rows.device.type:  # no room there: not as this device runs it
+            return outcome
         dtype = torch.bfloat16 if w.is_cuda else torch.float32
         x = record.split().held[:_EXECUTED_TOKENS].to(w.device)
         try:
@@ -255,6 +262,16 @@ class LayerSolver:
             got = got + shift[: t.shape[0]]
         noise = float((expected - got).square().sum())
         return replace(outcome, executed_snr=decibel(float(expected.square().sum()), noise))
+
+
+def _fits(found: Finished, t: TensorPlan) -> bool:
+    """Whether a layer found in the journal has the tensors that are to be written."""
+    parts = {f"{t.layer}.{suffix}": part for suffix, part in found.parts.items()}
+    return all(
+        name in parts and (parts[name].dtype, tuple(parts[name].shape)) == (entry[0], entry[1])
+        for name, entry in t.entries.items()
+        if not name.endswith(".comfy_quant")
+    )
 
 
 def _activations(record: Record, fmt: Format, spec: Spec, device: torch.device) -> Activations:

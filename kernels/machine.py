@@ -54,6 +54,17 @@ class Machine:
 CPU = Machine("cpu", name="cpu")
 
 
+_NO_ROOM = ("out of memory", "ALLOC_FAILED", "not enough memory", "can't allocate memory")
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether a device had no room: torch's own error, or that of a library it calls (cuBLAS and
+    cuSOLVER say ``…_STATUS_ALLOC_FAILED``)."""
+    if isinstance(error, torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in _NO_ROOM)
+
+
 def machine(device: torch.device) -> Machine:
     """Describe ``device``; probed once."""
     return CPU if device.type == "cpu" else _describe(device.type, device.index)

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from ...errors import RoundsmithError
 from .budget import FEWEST_TOKENS
 from .fingerprint import Fingerprint, normalised
@@ -163,13 +165,17 @@ class Calibration:
         """The statistics of both runs together, as if of one.
 
         Raises:
-            RoundsmithError: the other belongs to another model, or a layer's width differs.
+            RoundsmithError: the other belongs to another model, or is the same run; a layer's width
+                differs.
         """
+        if not isinstance(other, Calibration):
+            raise RoundsmithError(f"a Calibration is merged with another, not with {other!r}")
         notes = [*self.notes, *(note for note in other.notes if note not in self.notes)]
         if self.fingerprint.marks and other.fingerprint.marks:
             for warning in other.fingerprint.check(self.fingerprint):
                 if warning not in notes:
                     notes.append(warning)
+        self._check_other_run(other)
         pairs: dict[tuple[int, int], Shelf] = {}
         shelves: dict[str, Shelf | None] = {}
         for name in dict.fromkeys((*self.shelves, *other.shelves)):
@@ -187,6 +193,26 @@ class Calibration:
         for name in self.influences.keys() & other.influences.keys():
             influences[name] = (self.influences[name] + other.influences[name]) / 2
         return Calibration(shelves, {**runs[0], "runs": runs}, notes, marks, influences)
+
+    def _check_other_run(self, other: Calibration) -> None:
+        """Tokens that count twice are worse than none: those set aside would be fitted too."""
+        alike = 0
+        for name, shelf in self.shelves.items():
+            its = other.shelves.get(name)
+            if shelf is None or its is None:
+                continue
+            if shelf.summary != its.summary:
+                return
+            if shelf is not its:
+                a, b = shelf.load(), its.load()
+                if not (torch.equal(a.histogram, b.histogram) and torch.equal(a.mean, b.mean)):
+                    return
+            alike += 1
+        if alike:
+            raise RoundsmithError(
+                "both calibrations are of the same run: its tokens would count twice; merge runs "
+                "on other prompts or seeds, or use one of them alone"
+            )
 
     @classmethod
     def join(cls, parts: Iterable[Calibration]) -> Calibration:

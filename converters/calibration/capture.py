@@ -65,6 +65,8 @@ class Capture:
         """
         if max_tokens < 1:
             raise RecipeError(f"max_tokens: {max_tokens} tokens are too few: at least 1")
+        if seed < 0:
+            raise RecipeError(f"seed: {seed} is negative; choose 0 or more")
         self._modules = pick(module, layers, linear)
         self._module: nn.Module | None = module
         self.widths = {name: features(child) for name, child in self._modules.items()}

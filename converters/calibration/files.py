@@ -30,6 +30,7 @@ from .record import Record, Summary
 VERSION = 2
 _READABLE = ("1", "2")
 _MARK = "roundsmith.calibration"
+_MOST = 1 << 53  # tokens: float64 counts no further
 
 
 def save(calibration: Calibration, path: str | Path, overwrite: bool = False) -> Path:
@@ -92,6 +93,10 @@ def load(path: str | Path) -> Calibration:
     except CheckpointError as error:
         raise _damaged(path, str(error)) from error
     settings, notes = _json(file, "settings", dict), _json(file, "notes")
+    for run in (settings, *_list(path, settings.get("runs"), dict)):
+        if type(run.get("calls") or 0) not in (int, float):
+            raise _damaged(path, f"its calls are {run['calls']!r}")
+    _list(path, notes, str)
     return Calibration(found, settings, notes, fingerprint, _influences(file))
 
 
@@ -152,7 +157,7 @@ def _summary(path: Path, number: int, item: Any) -> Summary:
         raise _damaged(path, f"the numbers of record {number} are incomplete") from None
     numbers = [value for value in astuple(summary) if value is not None]
     if (
-        not all(type(value) is int and value >= 0 for value in numbers)
+        not all(type(value) is int and 0 <= value < _MOST for value in numbers)
         or summary.features < 1
         or (summary.held > summary.kept)
     ):
@@ -167,6 +172,15 @@ def _json(file: Checkpoint, key: str, kind: type[dict[str, Any]] | type[list[Any
         raise _damaged(file.path, f"its {key} cannot be read ({error})") from error
     if not isinstance(value, kind):
         raise _damaged(file.path, f"its {key} are not as they should be")
+    return value
+
+
+def _list(path: Path, value: Any, kind: type) -> list[Any]:
+    """A list of the settings, or of the notes; none is an empty one."""
+    if value is None:
+        return []
+    if not isinstance(value, list) or not all(isinstance(item, kind) for item in value):
+        raise _damaged(path, "its settings or notes are not as they should be")
     return value
 
 

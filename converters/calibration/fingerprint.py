@@ -94,6 +94,11 @@ class Fingerprint:
                 f"{len(missing)} of its {len(self.marks)} layers are not in this one ({missing[0]})"
             )
         warnings = []
+        if likeness is None and self._sampled and not model._sampled:
+            warnings.append(
+                "whether the statistics are of this model could be told by names and shapes only, "
+                "since its weights are quantized already"
+            )
         if missing:
             warnings.append(
                 f"{len(missing)} layers of the statistics are not in the model ({missing[0]}, ...)"
@@ -106,6 +111,10 @@ class Fingerprint:
                 f"(similarity {likeness:.2f}): a fine-tune, or one with a LoRA; they still serve"
             )
         return warnings
+
+    @property
+    def _sampled(self) -> bool:
+        return any(mark.samples for mark in self.marks.values())
 
     def _likeness(self, model: Fingerprint, names: Iterable[str]) -> float | None:
         """Mean cosine of the layers' samples, weighted by their number; None: nothing to compare.

@@ -129,7 +129,20 @@ class Record:
         if self.moment is not None:
             tensors["moment"] = self.moment
         bad = [name for name, t in tensors.items() if not bool(t.isfinite().all())]
-        return f"its statistics hold NaN or Inf ({', '.join(bad)})" if bad else ""
+        if bad:
+            return f"its statistics hold NaN or Inf ({', '.join(bad)})"
+        if bool((self.absmax < 0).any()) or bool((self.histogram < 0).any()):
+            return "its statistics are damaged: a magnitude or a count is negative"
+        return ""
+
+    def fitted_mean(self) -> Tensor:
+        """float32 ``[N]``: the mean without the tokens that :meth:`split` sets aside."""
+        held = self.tokens[: self.held_count]
+        count = self.count - len(held)
+        if count < 1:
+            return self.mean
+        total = self.mean.double() * self.count - held.double().sum(0)
+        return (total / count).float()
 
     def mean_square(self) -> Tensor:
         """float32 ``[N]``: mean of x² over the tokens kept and measured; the importance of columns.

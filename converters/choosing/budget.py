@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ...checkpoints import Checkpoint, encode_conf
 from ...errors import Cancelled, RecipeError
+from ...kernels.machine import out_of_memory
 from ...layouts import Candidate, Spec, formats, get_format
 from ..calibration import Calibration, Record
 from ..engine import CancelCallback, ProgressCallback, rounding_device
@@ -187,8 +188,8 @@ def _tried(
     """A layer's options, measured on ``device``, or on the CPU where it does not fit there."""
     try:
         return layer_options(w.to(device), ways, record, calibrated, decodes)
-    except torch.OutOfMemoryError:
-        if device.type == "cpu":
+    except RuntimeError as error:
+        if device.type == "cpu" or not out_of_memory(error):
             raise
         torch.cuda.empty_cache()
     return layer_options(w, ways, record, calibrated, decodes)

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from ...checkpoints import Checkpoint, CheckpointWriter
 from ...errors import Cancelled, CheckpointError, RoundsmithError
+from ...kernels.machine import out_of_memory
 from ..calibration import Calibration
 from ..model import ModelView
 from ..progress import Progress
@@ -182,8 +183,8 @@ class _Work:
             return CorrectedLayer(layer, reason=reason)
         try:
             found = self._correction(layer, self.device)
-        except torch.OutOfMemoryError:
-            if self.device.type == "cpu":
+        except RuntimeError as error:
+            if self.device.type == "cpu" or not out_of_memory(error):
                 raise
             torch.cuda.empty_cache()
             found = self._correction(layer, torch.device("cpu"))

@@ -7,12 +7,14 @@ value: 448 for FP8 E4M3. Inputs beyond it are clipped. Imported scales are taken
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol
 
 from ...checkpoints import Checkpoint
 from ...checkpoints.strict_json import parse_json
 from ...errors import CheckpointError
+from .names import LayerNames
 
 SMALLEST, LARGEST = 1e-8, 1e5
 """Scales beyond these are mistakes: inputs up to 1e-6, or from a billion on."""
@@ -75,6 +77,42 @@ def read_input_scales(path: str | Path) -> dict[str, float]:
             '{"layer": 0.015}, or a safetensors file with "layer.input_scale" tensors'
         )
     return found
+
+
+def match_scales(
+    given: Mapping[str, float], names: LayerNames, where: str | Path
+) -> tuple[dict[str, float], list[str]]:
+    """Input scales by a model's own names of its layers, and warnings.
+
+    Args:
+        given: scales as another file spells its names.
+        names: of the model.
+        where: that file, for messages.
+
+    Raises:
+        CheckpointError: none of the names is one of the model's, or two are of one layer and
+            differ.
+    """
+    found: dict[str, float] = {}
+    unknown = []
+    for key, scale in given.items():
+        layer = names.find(key)
+        if layer is None:
+            unknown.append(key)
+        elif found.setdefault(layer, scale) != scale:
+            raise CheckpointError(
+                f"{where}: {key!r} is {scale:g}, another spelling of {layer!r} says "
+                f"{found[layer]:g}: remove one entry"
+            )
+    if not found:
+        raise CheckpointError(
+            f"{where}: none of its {len(unknown)} layers is a layer here "
+            f"({unknown[0] if unknown else 'it is empty'}): it belongs to another model"
+        )
+    if not unknown:
+        return found, []
+    named = ", ".join(unknown[:3])
+    return found, [f"{where}: {len(unknown)} scales are of no layer here ({named})"]
 
 
 def _from_json(path: Path) -> dict[str, float]:

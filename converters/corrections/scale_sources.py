@@ -15,7 +15,14 @@ from ..stored import StoredLayer, parts_of
 from .calibrate_options import CalibrateOptions
 from .devices import usable_device
 from .estimates import lora_inputs, random_inputs, range_of, read_directions
-from .input_scales import LARGEST, SMALLEST, check_scale, input_scale, read_input_scales
+from .input_scales import (
+    LARGEST,
+    SMALLEST,
+    check_scale,
+    input_scale,
+    match_scales,
+    read_input_scales,
+)
 from .names import LayerNames
 from .statistics import fitted
 
@@ -144,33 +151,13 @@ class _FromLora(_Estimated):
 class _Imported:
     def __init__(self, model: ModelView, options: CalibrateOptions):
         assert options.scales is not None
-        names, unknown = LayerNames(model.stored), []
-        self.scales: dict[str, float] = {}
         where = options.scales if isinstance(options.scales, Path) else "the given scales"
         given = options.scales
         if isinstance(given, Path):
             given = read_input_scales(given)
         for key, value in given.items():
             check_scale(value, str(where), key)
-            layer = names.find(key)
-            if layer is None:
-                unknown.append(key)
-            elif self.scales.setdefault(layer, value) != value:
-                raise CheckpointError(
-                    f"{where}: {key!r} is {value:g}, another spelling of {layer!r} says "
-                    f"{self.scales[layer]:g}: remove one entry"
-                )
-        if not self.scales:
-            raise CheckpointError(
-                f"{where}: none of its {len(unknown)} layers is a quantized layer here "
-                f"({unknown[0] if unknown else 'it is empty'}): it belongs to another model"
-            )
-        self.warnings = []
-        if unknown:
-            self.warnings.append(
-                f"{where}: {len(unknown)} scales are of no quantized layer here "
-                f"({', '.join(unknown[:3])})"
-            )
+        self.scales, self.warnings = match_scales(given, LayerNames(model.stored), where)
 
     def find(self, layer: str, stored: StoredLayer) -> Found:
         if layer not in self.scales:

@@ -2,14 +2,16 @@
 file.
 """
 
-from .calibrated import CalibratedOptions, calibrated
+from .calibrated import MIN_TOKENS, CalibratedOptions, calibrated
 from .codebook import fit_codebook
 from .learned import LearnedOptions, learned
 from .nearest import nearest
 from .problem import Activations, Poll, Solution
 from .scale_search import scale_search
+from .searched import searched
 
 __all__ = [
+    "MIN_TOKENS",
     "Activations",
     "CalibratedOptions",
     "LearnedOptions",
@@ -20,4 +22,5 @@ __all__ = [
     "learned",
     "nearest",
     "scale_search",
+    "searched",
 ]

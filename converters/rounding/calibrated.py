@@ -38,7 +38,7 @@ from .problem import Activations, Poll, Solution
 from .quantizer import Quantizer
 from .refit import refit
 from .scale_search import MULTIPLES, best_scales
-from .scale_search import scale_search as search_scales
+from .searched import searched_codes
 from .sweep import descend, sweep
 
 MIN_TOKENS = 64
@@ -139,7 +139,8 @@ def calibrated(
             why = str(error)
     best = judge.best(candidates)
     if best.method == "nearest":
-        best = judge.best([plain, *_searched(layer, activations.moment)])
+        given = (w, grid, geometry, activations.moment, tensor_absmax, poll)
+        best = judge.best([plain, *(searched_codes(*given) if scale_search else ())])
     if not why and best.method != "calibrated":
         why = "calibrated codes are worse on the tokens set aside"
     note = f"{why}: {best.method}" if why else ""
@@ -294,25 +295,3 @@ def _candidate(layer: _Layer, errors: Tensor, scales: Scales) -> Candidate:
     """The codes of a solution with these errors ``[N, M]``."""
     values = layer.w - errors.t()
     return Candidate("calibrated", encode(values, layer.grid, scales, inplace=True), scales)
-
-
-def _searched(layer: _Layer, moment: Tensor) -> list[Candidate]:
-    """Nearest codes under searched scales, where that is known not to hurt: [] or one.
-
-    Without weights the search costs uniform grids 1.2 to 1.5 dB of output SNR where a scale serves
-    several rows: it clips the largest weights, which outputs depend on.
-    """
-    diagonal = moment.diagonal()
-    weighted = bool(torch.isfinite(diagonal).all() & (diagonal > 0).any())
-    uniform = isinstance(layer.grid, IntGrid) and layer.geometry.rows != 1
-    if not layer.scale_search or (uniform and not weighted):
-        return []
-    found = search_scales(
-        layer.w.clone(),
-        layer.grid,
-        layer.geometry,
-        layer.tensor_absmax,
-        diagonal if weighted else None,
-        layer.poll,
-    )
-    return [Candidate("scale search", *found)]

@@ -112,7 +112,9 @@ def _cholesky(h: Tensor, act_order: bool, poll: Poll | None) -> tuple[Tensor, Te
         solved = torch.linalg.solve_triangular(corner.t(), rows, upper=False)
         root[low:high] = solved
         left.sub_(solved.square_().sum(dim=0))[mine] = torch.inf
-    return order, root[:, order].triu_()
+    for low in range(0, n, block):  # a block of rows at a time: no second matrix of this size
+        root[low : low + block] = root[low : low + block, order]
+    return order, root.triu_()
 
 
 def _ordered(h: Tensor, order: Tensor) -> tuple[Tensor, Tensor] | None:

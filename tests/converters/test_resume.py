@@ -70,3 +70,17 @@ def test_every_stored_dtype_is_kept(tmp_path: Path, dtype: torch.dtype) -> None:
     found = journal.find("abc")
     assert found is not None and found.parts["weight"].dtype == dtype
     assert torch.equal(found.parts["weight"].view(torch.uint8), part.view(torch.uint8))
+
+
+def test_a_shared_folder_keeps_what_others_have_finished(tmp_path: Path) -> None:
+    """One model's run that completes leaves another's, which was cancelled, what it has done."""
+    cancelled = Journal(tmp_path / "layers", shared=True)
+    cancelled.keep("theirs", LAYER)
+    mine = Journal(tmp_path / "layers", shared=True)
+    mine.keep("mine", LAYER)
+    mine.clear()
+    assert Journal(tmp_path / "layers", shared=True).find("mine") is None
+    again = Journal(tmp_path / "layers", shared=True)
+    assert again.find("theirs") is not None and again.reused == 1
+    again.clear()
+    assert not (tmp_path / "layers").exists()

@@ -198,7 +198,7 @@ def test_biases_are_corrected_where_it_helps(net, calibration, source: Path) -> 
     assert not torch.equal(corrected["first.bias"], net.first.bias)
     assert torch.equal(corrected["unused.bias"], net.unused.bias)
     w, w_hat = net.first.weight, decoded(made)["first"]
-    mean = calibration.record("first").mean
+    mean = calibration.record("first").fitted_mean()
     expected = net.first.bias + (w - w_hat) @ mean
     assert torch.allclose(corrected["first.bias"], expected, atol=1e-5)
 
@@ -227,6 +227,16 @@ def test_input_scales(net, calibration, source: Path) -> None:
     assert torch.allclose(load_plain(made)["third.input_scale"], measured)
     quantize_file(source, made, recipe("nvfp4"), calibration=calibration, overwrite=True)
     assert "first.input_scale" not in load_plain(made)
+
+
+def test_what_was_reused_is_said(calibration, source: Path, solved) -> None:
+    made = source.with_name("made.safetensors")
+    with pytest.raises(Cancelled):
+        quantize_file(
+            *(source, made, recipe()), calibration=calibration, cancel=lambda: len(solved) >= 2
+        )
+    report = quantize_file(source, made, recipe(), calibration=calibration)
+    assert any("finished in a run before, and reused" in text for text in report.warnings)
 
 
 @pytest.mark.parametrize("with_statistics", [False, True])
@@ -330,6 +340,8 @@ def test_a_layer_too_big_for_the_gpu_is_solved_on_the_cpu(
     report = quantize_file(source, source.with_name("made"), recipe(), calibration=calibration)
     layer = next(x for x in report.layers if x.name == "first")
     assert "ran out of memory: rounded on the CPU" in layer.reason
+    assert layer.outcome.output_snr is not None
+    assert layer.outcome.executed_snr is None, "the GPU's product was not measured"
 
 
 def test_an_error_lora_beside_the_file(calibration, source: Path) -> None:

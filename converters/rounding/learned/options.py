@@ -97,7 +97,7 @@ class LearnedOptions(Strict):
     )
     factor: float = Field(0.92, gt=0, lt=1, description="plateau: what the rate is lowered by.")
     cooldown: int = Field(
-        0, ge=0, description="plateau: steps after a lowering in which nothing is counted."
+        0, ge=0, description="plateau: steps after a lowering before the next one."
     )
     shape_influence: float = Field(
         1.0,
