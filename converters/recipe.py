@@ -197,4 +197,9 @@ class Recipe(Options):
             text = Path(path).read_text(encoding="utf-8")
         except OSError as error:
             raise RecipeError(f"cannot read {path}: {error.strerror or error}") from error
+        except UnicodeDecodeError as error:
+            raise RecipeError(
+                f"{path} is not a recipe, it is no UTF-8 text ({error.reason}): give the JSON "
+                "file, saved as UTF-8, or a file that was made with one"
+            ) from error
         return cls.from_json(text, str(path))

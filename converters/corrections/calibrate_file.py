@@ -17,6 +17,7 @@ from ...checkpoints import Checkpoint, read_layers
 from ...checkpoints.quantization import HEADER_KEY, TENSOR_SUFFIX
 from ...errors import CheckpointError
 from ..calibration import Calibration
+from ..matching import search_pattern
 from ..model import ModelView
 from ..patching import Destination, Patch
 from ..progress import Progress
@@ -56,8 +57,8 @@ def calibrate_file(
         overwrite: replace an existing ``dst``.
 
     Raises:
-        CheckpointError: a file that cannot be read or written, or has no quantized layers; scales
-            or LoRAs of another model.
+        CheckpointError: a file that cannot be read or written, or has no quantized layers, or none
+            of the name asked for; scales or LoRAs of another model.
         RecipeError: settings that contradict each other.
         RoundsmithError: statistics of another model.
         Cancelled: ``cancel`` said so.
@@ -72,6 +73,7 @@ def calibrate_file(
             raise CheckpointError(
                 f"{src} has no quantized layers, which input scales belong to: quantize it first"
             )
+        _check_layers(options, model, src)
         scales = source_of(options, model, calibration)
         layers: list[ScaledLayer] = []
         patch = Patch(source)
@@ -94,6 +96,17 @@ def calibrate_file(
     where = "" if path is None else str(path)
     return CalibrateReport(
         where, options.mode, MEANING[options.mode], tuple(layers), tuple(warnings)
+    )
+
+
+def _check_layers(options: CalibrateOptions, model: ModelView, src: object) -> None:
+    pattern = options.layers
+    if pattern is None or any(search_pattern(pattern, layer) for layer in model.stored):
+        return
+    some = ", ".join(map(repr, list(model.stored)[:3]))
+    raise CheckpointError(
+        f"layers {pattern!r}: none of the {len(model.stored)} quantized layers of {src} is called "
+        f"so; they are {some}{', ...' if len(model.stored) > 3 else ''}"
     )
 
 

@@ -24,7 +24,10 @@ class CorrectedLayer:
         bias: whether its bias is corrected too.
         reason: why it is not weighted, or not corrected.
         weight_snr, weight_snr_after: dB; None where it was not looked at.
-        output_snr, output_snr_after: dB on tokens set aside; None without statistics.
+        output_snr, output_snr_after: dB on tokens set aside, activations exact; None without
+            statistics.
+        executed_snr, executed_snr_after: the same as this device runs the quantized layer, beside
+            which the LoRA is exact.
     """
 
     name: str
@@ -37,6 +40,8 @@ class CorrectedLayer:
     weight_snr_after: float | None = None
     output_snr: float | None = None
     output_snr_after: float | None = None
+    executed_snr: float | None = None
+    executed_snr_after: float | None = None
 
 
 @dataclass(frozen=True)
@@ -55,7 +60,8 @@ class ErrorLoraReport:
         return tuple(layer for layer in self.layers if layer.rank)
 
     def gain(self, what: str = "output") -> float | None:
-        """Mean gain in dB, of ``output`` or ``weight`` SNR, over the corrected layers."""
+        """Mean gain in dB over the corrected layers, of ``executed``, ``output`` or ``weight`` SNR.
+        """
         pairs = [(getattr(x, f"{what}_snr"), getattr(x, f"{what}_snr_after"))
                  for x in self.corrected]  # fmt: skip
         gains = [b - a for a, b in pairs if a is not None and b is not None]
@@ -67,15 +73,20 @@ class ErrorLoraReport:
         weighted = sum(x.method == "weighted" for x in self.corrected)
         parts = [f"{len(self.corrected)} of {len(self.layers)} quantized layers corrected"]
         parts.append(f"{weighted} weighted by their inputs")
-        for what in ("output", "weight"):
+        said = {
+            "executed": "output SNR as executed here",
+            "output": "with exact activations",
+            "weight": "weight SNR",
+        }
+        for what, words in said.items():
             gain = self.gain(what)
             if gain is not None:
-                parts.append(f"{what} SNR {gain:+.1f} dB")
+                parts.append(f"{words} {gain:+.1f} dB")
         return f"{', '.join(parts)}; {self.bytes / 1e6:.1f} MB"
 
     def table(self) -> str:
         """All layers, one a line, then warnings, the summary and how to apply it."""
-        rows = [("layer", "rank", "how", "weights dB", "outputs dB", "why")]
+        rows = [("layer", "rank", "how", "weights dB", "outputs dB", "executed dB", "why")]
         for x in self.layers:
             rows.append(
                 (
@@ -84,10 +95,11 @@ class ErrorLoraReport:
                     x.method + (" + bias" if x.bias else ""),
                     _pair(x.weight_snr, x.weight_snr_after),
                     _pair(x.output_snr, x.output_snr_after),
+                    _pair(x.executed_snr, x.executed_snr_after),
                     x.reason,
                 )
             )
-        widths = [max(len(row[i]) for row in rows) for i in range(6)]
+        widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
         lines = [
             "  ".join(c.ljust(w) for c, w in zip(r, widths, strict=True)).rstrip() for r in rows
         ]
@@ -101,7 +113,7 @@ class ErrorLoraReport:
             for key, value in layer.items():
                 if isinstance(value, float) and not math.isfinite(value):
                     layer[key] = None
-        gains = {"output_gain": self.gain("output"), "weight_gain": self.gain("weight")}
+        gains = {f"{what}_gain": self.gain(what) for what in ("executed", "output", "weight")}
         return json.dumps({**data, **gains, "apply": HOW_TO_APPLY}, ensure_ascii=False)
 
 

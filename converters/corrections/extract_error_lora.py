@@ -26,6 +26,7 @@ from ...kernels.machine import out_of_memory
 from ..calibration import Calibration
 from ..model import ModelView
 from ..progress import Progress
+from ..running import run_layer
 from .devices import usable_device
 from .error_lora_options import ErrorLoraOptions
 from .error_lora_report import HOW_TO_APPLY, CorrectedLayer, ErrorLoraReport
@@ -216,13 +217,16 @@ class _Work:
             found.note,
             *found.weights,
             *(found.outputs or (None, None)),
+            *(found.executed or (None, None)),
         )
 
     def _correction(self, layer: str, device: torch.device) -> Correction:
         pair = self._read(layer, device)
         record = None if self.calibration is None else self.calibration.record(layer)
+        name = f"{layer}.weight"
         return correct_layer(
-            pair.w, pair.w_hat, self.options.rank, record, pair.bias_error, self.options.seed
+            *(pair.w, pair.w_hat, self.options.rank, record, pair.bias_error, self.options.seed),
+            run=lambda x: run_layer(self.quantized, name, x),
         )
 
     def _read(self, layer: str, device: torch.device) -> _Pair:

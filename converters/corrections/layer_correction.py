@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -14,6 +15,7 @@ from .bias import bias_correction
 from .error_lora import error_lora
 
 FEWEST_TOKENS = 64
+_EXECUTED_TOKENS = 256
 
 
 class Correction(NamedTuple):
@@ -25,7 +27,9 @@ class Correction(NamedTuple):
         method: ``"weighted"`` by the layer's inputs, ``"plain"``, or "".
         note: why it is not weighted, or why there is nothing to correct; or "".
         weights: weight SNR before and after, dB.
-        outputs: output SNR before and after on tokens set aside, dB; None without statistics.
+        outputs: output SNR before and after on tokens set aside, activations exact, dB; None
+            without statistics.
+        executed: the same as ``run`` computes the quantized layer; None where it was not given.
     """
 
     a: Tensor | None
@@ -35,6 +39,12 @@ class Correction(NamedTuple):
     note: str
     weights: tuple[float, float]
     outputs: tuple[float, float] | None
+    executed: tuple[float, float] | None = None
+
+
+Run = Callable[[Tensor], Tensor]
+"""Outputs ``[T, M]`` of a quantized layer without its bias for inputs ``[T, N]``, as the device
+runs it."""
 
 
 def correct_layer(
@@ -44,6 +54,7 @@ def correct_layer(
     record: Record | None = None,
     bias_error: Tensor | None = None,
     seed: int = 0,
+    run: Run | None = None,
 ) -> Correction:
     """The best correction of rank ``rank``: weighted by the layer's inputs where that is better on
     tokens set aside.
@@ -55,6 +66,7 @@ def correct_layer(
         bias_error: float32 ``[M]``, original bias − quantized bias, where they differ: the
             quantized one already takes up the mean error, which factors alone would correct twice.
         seed: as in :func:`error_lora`.
+        run: computes the quantized layer, to score it as executed too.
 
     Raises:
         ValueError: NaN or Inf in the weights.
@@ -75,8 +87,11 @@ def correct_layer(
             del found[1]
     best = found[-1]
     weights = before, _decibel(w, error - best.b @ best.a)
-    outputs = None if base is None else (base, best.after)
-    return Correction(best.a, best.b, best.bias, best.method, note, weights, outputs)
+    made = Correction(best.a, best.b, best.bias, best.method, note, weights, None)
+    if base is None or scorer is None:
+        return made
+    executed = None if run is None else scorer.executed(run, best, bias_error)
+    return made._replace(outputs=(base, best.after), executed=executed)
 
 
 class _Attempt(NamedTuple):
@@ -131,6 +146,21 @@ class _Scorer:
         """Output SNR where weights are off by ``error`` and biases by ``bias``, dB."""
         lost = self.held @ error.T
         return _decibel(self.signal, lost if bias is None else lost + bias)
+
+
+    def executed(
+        self, run: Run, best: _Attempt, bias_error: Tensor | None
+    ) -> tuple[float, float]:
+        """Output SNR as executed, before and after the correction, dB."""
+        x = self.held[:_EXECUTED_TOKENS]
+        signal = self.signal[:_EXECUTED_TOKENS]
+        lost = signal - run(x).float()
+        if bias_error is not None:
+            lost = lost + bias_error
+        left = lost - x @ best.a.T @ best.b.T
+        if best.bias is not None:
+            left = left - best.bias
+        return _decibel(signal, lost), _decibel(signal, left)
 
 
 def _decibel(signal: Tensor, noise: Tensor) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 
 import pytest
 import torch
@@ -20,6 +21,7 @@ from roundsmith.converters.corrections.extract_error_lora import METADATA_KEY
 from roundsmith.converters.corrections.layer_correction import correct_layer
 from roundsmith.converters.corrections.lora_names import LoraNames
 from roundsmith.converters.model import ModelView
+from roundsmith.converters.running import run_layer
 from roundsmith.converters.source import MemorySource
 from roundsmith.errors import (
     Cancelled,
@@ -83,6 +85,36 @@ def test_weighted_is_better_for_the_outputs_than_plain(model):
             noise[name] = float((x @ left.T).square().sum())
         assert noise["w"] < noise["p"] * 0.7
         assert layer.output_snr_after > layer.output_snr + 1
+
+
+@pytest.mark.parametrize("corrected", [False, True], ids=["plain bias", "corrected bias"])
+def test_outputs_are_scored_as_executed_too(model, corrected):
+    """INT8 rounds its inputs: the LoRA takes back the weights' error, not theirs."""
+    quantized = model.quantized("int8_tensorwise")
+    if corrected:
+        tensors = load_file(quantized)
+        with safe_open(quantized, "pt") as file:
+            metadata = file.metadata()
+        for name in SHAPES:
+            tensors[f"{name}.bias"] += 0.05
+        save_file(tensors, quantized, metadata=metadata)
+    report = error_lora_file(
+        model.original, quantized, None, ErrorLoraOptions(rank=32), model.calibration
+    )
+    with Checkpoint.open(model.original) as source, Checkpoint.open(quantized) as made:
+        first, second = ModelView(source), ModelView(made)
+        for layer in report.layers:
+            name = f"{layer.name}.weight"
+            x = model.calibration.record(layer.name).split().held[:256]
+            biases = [file.read(f"{layer.name}.bias").float() for file in (source, made)]
+            exact = x @ first.read_rows(name, 0, first.shape(name)[0]).float().T + biases[0]
+            lost = exact - run_layer(second, name, x, biases[1])
+            snr = 10 * math.log10((exact - biases[0]).square().sum() / lost.square().sum())
+            assert layer.executed_snr == pytest.approx(snr, abs=0.01)
+            assert layer.executed_snr < layer.output_snr + 0.1
+            assert layer.executed_snr < layer.executed_snr_after < layer.output_snr_after
+    assert "executed dB" in report.table() and "as executed here +" in report.summary()
+    assert json.loads(report.json())["executed_gain"] == pytest.approx(report.gain("executed"))
 
 
 def test_tokens_set_aside_decide_whether_it_is_weighted():
