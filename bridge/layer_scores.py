@@ -56,7 +56,7 @@ def layer_outputs(patcher: Any, calibration: Calibration) -> Iterator[tuple[str,
     network, dtype = patcher.model.diffusion_model, patcher.model.get_dtype_inference()
     for name in calibration.layers:
         mm.throw_exception_if_processing_interrupted()
-        record = calibration.record(name)
+        record = calibration.usable(name)
         if record is not None and len(record.tokens):
             layer = comfy.utils.get_attr(network, name)
             yield name, layer(record.tokens.to(patcher.load_device, dtype)).cpu()
@@ -99,7 +99,7 @@ def _score(
     w = patched_float(reference, key)
     loaded = patched_as_loaded(quantized, key)
     w_hat = decoded(loaded)
-    record = None if executed is None else calibration.record(name)
+    record = None if executed is None else calibration.usable(name)
     x = None if record is None else record.tokens.to(w.device, torch.float32)
     shape = (w.shape[0], w.shape[1])
     biases = (_bias(patcher, name) for patcher in (reference, quantized))

@@ -122,7 +122,8 @@ def _quantize(
     make_room(recipe, (tuple(parameter.shape) for parameter in patcher.model.parameters()))
     with patcher.use_ejected():
         sources = {prefix: PatchedWeights(patcher, prefix) for prefix in prefixes}
-        journal = Journal(Path(folder_paths.get_temp_directory()) / "roundsmith-layers", shared=True)
+        kept = Path(folder_paths.get_temp_directory()) / "roundsmith-layers"
+        journal = Journal(kept, shared=True)
         parts = [
             _convert(source, recipe, statistics, journal, dtype is None)
             for source in sources.values()

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from ..errors import RecipeError, RoundsmithError
 from . import (
@@ -44,9 +45,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"roundsmith: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("roundsmith: stopped; nothing was left under the destination's name", file=sys.stderr)
+        print(f"roundsmith: {_stopped(args)}", file=sys.stderr)
         return 1
     return status
+
+
+def _stopped(args: argparse.Namespace) -> str:
+    """What is told after Ctrl-C: what there is of the work."""
+    said = "stopped; nothing unfinished was left under the destination's name"
+    folder: Path | None = getattr(args, "finished_layers", None)
+    if folder is not None and folder.is_dir():
+        said += (
+            f". The layers finished so far are in {folder}: the same command goes on from there; "
+            "delete the folder if you will not run it again"
+        )
+    return said
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..errors import RecipeError
+
+if TYPE_CHECKING:
+    from ..converters import Recipe
 
 
 def add_recipe(parser: argparse.ArgumentParser) -> None:
@@ -42,8 +46,10 @@ def add_recipe(parser: argparse.ArgumentParser) -> None:
         help="how codes are chosen; auto: the best that the statistics support")  # fmt: skip
     add("--scale-search", action=argparse.BooleanOptionalAction, default=None,
         help="search each scale; by default where that pays")  # fmt: skip
-    add("--calibrated", action="append", metavar="KEY=VALUE", help="setting of calibrated rounding")
-    add("--learned", action="append", metavar="KEY=VALUE", help="setting of learned rounding")
+    add("--calibrated", action="append", metavar="KEY=VALUE",
+        help="setting of rounding calibrated or auto; repeatable")  # fmt: skip
+    add("--learned", action="append", metavar="KEY=VALUE",
+        help="setting of rounding learned; repeatable")  # fmt: skip
     add("--bias-correction", action=argparse.BooleanOptionalAction, default=None,
         help="correct biases for the measured mean error (default)")  # fmt: skip
     add("--input-scale", choices=("auto", "none", "constant", "weight", "calibrated", "imported"),
@@ -103,7 +109,8 @@ class _ListPresets(argparse.Action):
         parser.exit()
 
 
-def make_recipe(args: argparse.Namespace) -> Any:
+def make_recipe(args: argparse.Namespace) -> Recipe:
+    """The recipe of the flags; warns of those that change nothing. Raises RecipeError."""
     from ..converters import Recipe
     from ..converters.layer_config import load_layer_config
     from ..converters.preset_files import own_presets
@@ -123,14 +130,40 @@ def make_recipe(args: argparse.Namespace) -> Any:
         if getattr(args, name) is not None:
             settings[name] = _pairs(f"--{name}", getattr(args, name))
     if args.convrot is not None and args.convrot != "auto":
-        if not args.convrot.isdigit():
-            raise RecipeError(f"--convrot {args.convrot!r}: give a group size or auto")
-        settings["convrot"] = int(args.convrot)
+        try:
+            settings["convrot"] = int(args.convrot)
+        except ValueError as error:
+            raise RecipeError(f"--convrot {args.convrot!r}: give a group size or auto") from error
     if args.preset is not None:
         settings["preset"] = None if args.preset == ["none"] else tuple(args.preset)
     if args.fallback is not None:
         settings["fallback"] = {"format": args.fallback}
-    return Recipe(**settings)
+    recipe = Recipe(**settings)
+    _warn_of_unused(args, recipe)
+    return recipe
+
+
+def recipe_files(args: argparse.Namespace, recipe: Recipe) -> dict[str, Path | str | None]:
+    """The files a recipe is made of, by their flags."""
+    return {
+        "--recipe": args.recipe,
+        "--presets": args.presets,
+        "--layer-config": args.layer_config,
+        "--input-scales": recipe.input_scales,
+    }
+
+
+def _warn_of_unused(args: argparse.Namespace, recipe: Recipe) -> None:
+    """Say on stderr which settings of a rounding method no layer is rounded by."""
+    parts = (recipe, *recipe.rules, *recipe.layer_config.values(), recipe.fallback)
+    ways = {part.rounding for part in parts if part is not None}
+    for name, counts in (("calibrated", {"calibrated", "auto"}), ("learned", {"learned"})):
+        if getattr(args, name) is not None and not ways & counts:
+            print(
+                f"warning: --{name} {' '.join(getattr(args, name))} changes nothing, no layer is "
+                f"rounded so: give --rounding {name}, or leave it out",
+                file=sys.stderr,
+            )
 
 
 def _pairs(flag: str, words: list[str]) -> dict[str, Any]:

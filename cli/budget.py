@@ -8,9 +8,10 @@ import re
 from pathlib import Path
 from typing import Any
 
-from ..errors import CheckpointError, RecipeError
+from ..errors import RecipeError
 from ._bar import Bar
-from ._recipe import add_recipe, make_recipe
+from ._files import check_files, side_file
+from ._recipe import add_recipe, make_recipe, recipe_files
 
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9}
 
@@ -34,7 +35,6 @@ def add(commands: Any) -> None:
 
 
 def _budget(args: argparse.Namespace) -> int:
-    from ..checkpoints import write_text
     from ..converters.choosing import Target, curve, fit_budget_file
 
     target = Target(
@@ -44,17 +44,21 @@ def _budget(args: argparse.Namespace) -> int:
         formats=None if args.formats is None else tuple(args.formats),
     )
     recipe = make_recipe(args)
+    save = side_file("--save", args.save, args.overwrite)
+    chart = side_file("--chart", args.chart, args.overwrite)
+    check_files(
+        {"SRC": args.src, "--calibration": args.calibration, **recipe_files(args, recipe)},
+        sides=[save, chart],
+    )
     with Bar(silent=args.json) as bar:
         found = fit_budget_file(args.src, target, recipe, args.calibration, bar)
-    if args.save is not None:
-        text = json.dumps(json.loads(found.recipe.to_json()), indent=2)
-        write_text(args.save, text, args.overwrite)
-    if args.chart is not None:
-        try:
-            curve.draw(found).save(args.chart, format="PNG")
-        except OSError as error:
-            raise CheckpointError(f"cannot write {args.chart}: {error.strerror}") from error
-    print(found.json() if args.json else found.table())
+    try:
+        if save is not None:
+            save.write(json.dumps(json.loads(found.recipe.to_json()), indent=2))
+        if chart is not None:
+            chart.draw(curve.draw(found))
+    finally:
+        print(found.json() if args.json else found.table())
     return 0
 
 

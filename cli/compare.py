@@ -8,20 +8,29 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from ..errors import RecipeError
 from ._bar import Bar
+from ._files import check_files, side_file
 
 
 def add(commands: Any) -> None:
     """Add the subcommand."""
-    parser = commands.add_parser("compare", help="score a quantized checkpoint layer by layer")
+    parser = commands.add_parser(
+        "compare",
+        help="score a quantized checkpoint layer by layer",
+        description="Score a quantized checkpoint layer by layer. What both models sample (SNR and "
+        "PSNR of latents, pictures side by side) is compared by the Compare Models node in "
+        "ComfyUI.",
+    )
     add = parser.add_argument
     add("reference", type=Path, help="the original: .safetensors file, index of shards, or folder")
     add("quantized", type=Path, help="the quantized one; either may be in any format")
     add("--calibration", type=Path, metavar="FILE",
         help="what the layers are fed: scores their outputs, not only their weights")  # fmt: skip
     add("--min-snr", type=_decibels, metavar="DB",
-        help="fail (exit status 1) where the mean SNR is below")  # fmt: skip
+        help="fail (exit status 1) where the mean SNR is below: of the layers' outputs as "
+        "executed, with --calibration; without, of the weights, which calibrated rounding lowers "
+        "on purpose, so that the better file may fail. NaN, and layers that are missing, always "
+        "fail")  # fmt: skip
     add("--worst", type=_count, default=16, metavar="N", help="layers to print and draw (16)")
     add("--picture", type=Path, metavar="FILE", help="draw the worst layers into a PNG file")
     add("--device", default="auto", help="where layers run: auto, cpu, cuda, ...")
@@ -32,15 +41,24 @@ def add(commands: Any) -> None:
 def _compare(args: argparse.Namespace) -> int:
     from ..converters.comparing import charts, compare_files
 
-    if args.picture is not None and not args.picture.resolve().parent.is_dir():
-        raise RecipeError(f"--picture {args.picture}: there is no folder {args.picture.parent}")
+    picture = side_file("--picture", args.picture, suffix=".png")
+    check_files(
+        {
+            "REFERENCE": args.reference,
+            "QUANTIZED": args.quantized,
+            "--calibration": args.calibration,
+        },
+        sides=[picture],
+    )
     with Bar(silent=args.json) as bar:
         found = compare_files(
             args.reference, args.quantized, args.calibration, device=args.device, progress=bar
         )
-    if args.picture is not None:
-        charts.save(found, args.picture, args.worst)
-    print(found.json() if args.json else found.table(args.worst), flush=True)
+    try:
+        if picture is not None:
+            picture.draw(charts.draw(found, args.worst))
+    finally:
+        print(found.json() if args.json else found.table(args.worst), flush=True)
     found.require(args.min_snr)
     if args.picture is not None:
         print(f"picture: {args.picture}", file=sys.stderr)

@@ -6,6 +6,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from ..errors import RecipeError
+
 
 def add(commands: Any) -> None:
     """Add the subcommand."""
@@ -22,4 +24,6 @@ def add(commands: Any) -> None:
 def _demo(args: argparse.Namespace) -> int:
     from ..converters.demo import main as demo
 
+    if args.output.exists() and not args.output.is_dir():
+        raise RecipeError(f"--output {args.output}: that is a file: give a folder")
     return demo(args)

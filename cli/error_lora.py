@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from ._bar import Bar
+from ._files import check_files
+from ._tool import beside
 
 
 def add(commands: Any) -> None:
@@ -44,9 +46,14 @@ def _error_lora(args: argparse.Namespace) -> int:
         if (value := getattr(args, name)) is not None
     }
     options = ErrorLoraOptions(**settings)
+    dst = args.dst or beside(args.quantized, "_lora.safetensors")
+    check_files(
+        {"ORIGINAL": args.original, "QUANTIZED": args.quantized, "--calibration": args.calibration},
+        {"DST": dst},
+    )
     with Bar(silent=args.json) as bar:
         report = error_lora_file(
-            *(args.original, args.quantized, args.dst, options, args.calibration),
+            *(args.original, args.quantized, dst, options, args.calibration),
             progress=bar,
             overwrite=args.overwrite,
         )

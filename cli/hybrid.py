@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ._bar import Bar
+from ._files import check_files
 from ._tool import add_tool, destination, show
 
 
@@ -33,6 +34,8 @@ def _hybrid(args: argparse.Namespace) -> int:
         raise RecipeError("--scalar and --import contradict each other: give one")
     scalar = args.scalar or ("largest" if args.source is None else "import")
     options = HybridOptions(scalar=scalar, source=args.source, layers=args.layers)
+    goal = destination(args)
+    check_files({"--import": args.source}, {"DST": goal.path})
     with Bar(silent=args.json) as bar:
-        report = make_hybrid(args.src, destination(args), options, progress=bar)
+        report = make_hybrid(args.src, goal, options, progress=bar)
     return show(report, args)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ._bar import Bar
+from ._files import check_files, side_file
 
 
 def add(commands: Any) -> None:
@@ -26,11 +27,15 @@ def add(commands: Any) -> None:
 def _inspect(args: argparse.Namespace) -> int:
     from ..converters.inspecting import inspect_file
 
+    chart = side_file("--chart", args.chart, suffix=".png")
+    check_files({"SRC": args.src, "--original": args.original}, sides=[chart])
     with Bar(silent=args.json) as bar:
         found = inspect_file(args.src, deep=args.deep, original=args.original, progress=bar)
-    if args.chart is not None:
-        from ..converters.inspecting import charts
+    try:
+        if chart is not None:
+            from ..converters.inspecting import charts
 
-        charts.save(found, args.chart)
-    print(found.json() if args.json else found.table())
+            chart.draw(charts.draw(found))
+    finally:
+        print(found.json() if args.json else found.table())
     return 0

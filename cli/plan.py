@@ -6,7 +6,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from ._recipe import add_recipe, make_recipe
+from ._files import check_files, side_file
+from ._recipe import add_recipe, make_recipe, recipe_files
 
 
 def add(commands: Any) -> None:
@@ -20,16 +21,17 @@ def add(commands: Any) -> None:
 
 
 def _plan(args: argparse.Namespace) -> int:
-    from ..checkpoints import write_text
     from ..converters import plan_file
     from ..converters.plan_views import plan_json, template
     from ..converters.progress import human_bytes
     from ..converters.report import make_report
 
     recipe = make_recipe(args)
+    layer_config = side_file("--template", args.template)
+    check_files({"SRC": args.src, **recipe_files(args, recipe)}, sides=[layer_config])
     plan = plan_file(args.src, recipe)
-    if args.template is not None:
-        write_text(args.template, template(plan))
+    if layer_config is not None:
+        layer_config.write(template(plan))
     if args.json:
         print(plan_json(plan))
     else:

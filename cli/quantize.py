@@ -5,11 +5,14 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ..errors import RecipeError
 from ._bar import Bar
-from ._recipe import add_recipe, make_recipe
+from ._files import check_files, side_file
+from ._recipe import add_recipe, make_recipe, recipe_files
+
+if TYPE_CHECKING:
+    from ..converters.report import Report
 
 
 def add(commands: Any) -> None:
@@ -19,7 +22,9 @@ def add(commands: Any) -> None:
     parser.add_argument(
         "dst", type=Path, nargs="?", help="file to write; by default SRC with the format's name"
     )
-    parser.add_argument("--overwrite", action="store_true", help="replace an existing DST")
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace an existing DST, LoRA and report"
+    )
     measured = "statistics of the layers' inputs, as the calibration nodes save them"
     parser.add_argument("--calibration", type=Path, metavar="FILE", help=measured)
     parser.add_argument("--error-lora", type=int, nargs="?", const=32, metavar="RANK",
@@ -35,11 +40,17 @@ def _quantize(args: argparse.Namespace) -> int:
     from ..converters.corrections import ErrorLoraOptions
 
     recipe = make_recipe(args)
-    if args.report is not None and not args.report.resolve().parent.is_dir():
-        raise RecipeError(f"--report {args.report}: there is no folder {args.report.parent}")
     src = args.src.resolve()
     stem = src.name.removesuffix(".index.json").removesuffix(".safetensors")
     dst = args.dst or src.with_name(f"{stem}-{recipe.format}.safetensors")
+    lora = None if args.error_lora is None else dst.with_name(f"{dst.stem}_lora.safetensors")
+    report_file = side_file("--report", args.report, args.overwrite)
+    check_files(
+        {"SRC": args.src, "--calibration": args.calibration, **recipe_files(args, recipe)},
+        {"DST": dst, "--error-lora": lora},
+        [report_file],
+    )
+    args.finished_layers = dst.with_name(f"{dst.name}.roundsmith-layers")  # told of after Ctrl-C
     with Bar(silent=args.json) as bar:
         report = quantize_file(
             *(args.src, dst, recipe),
@@ -48,11 +59,15 @@ def _quantize(args: argparse.Namespace) -> int:
             progress=bar,
             overwrite=args.overwrite,
         )
-    if args.report is not None:
-        try:
-            args.report.write_text(report.json(), encoding="utf-8")
-        except OSError as error:
-            print(f"roundsmith: cannot write {args.report}: {error.strerror}", file=sys.stderr)
+    try:
+        if report_file is not None:
+            report_file.write(report.json())
+    finally:
+        _show(report, dst, args)
+    return 0
+
+
+def _show(report: Report, dst: Path, args: argparse.Namespace) -> None:
     if args.json:
         print(report.json())
     elif args.table:
@@ -61,4 +76,3 @@ def _quantize(args: argparse.Namespace) -> int:
         for warning in report.warnings:
             print(f"warning: {warning}", file=sys.stderr)
         print(f"{dst}: {report.summary()} ({report.seconds:.1f} s)")
-    return 0

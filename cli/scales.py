@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ._bar import Bar
+from ._files import SideFile, check_files
 from ._tool import add_tool, beside, destination
 
 
@@ -52,10 +53,10 @@ def _set(args: argparse.Namespace) -> int:
     }
     mode = next(name for name, given in modes.items() if given)
     options = CalibrateOptions(mode=mode, **settings)
+    goal = destination(args)
+    check_files({"--calibration": args.calibration, "--import": args.scales}, {"DST": goal.path})
     with Bar(silent=args.json) as bar:
-        report = calibrate_file(
-            args.src, destination(args), options, args.calibration, progress=bar
-        )
+        report = calibrate_file(args.src, goal, options, args.calibration, progress=bar)
     if args.json:
         print(report.json())
     elif args.table or args.dry_run:
@@ -68,22 +69,22 @@ def _set(args: argparse.Namespace) -> int:
 
 
 def _export(args: argparse.Namespace) -> int:
-    from ..converters.corrections import export_input_scales, save_input_scales
+    from ..converters.corrections import export_input_scales
     from ..errors import RecipeError
 
     if args.dst is not None or args.in_place or args.percentile is not None:
         raise RecipeError("--export only reads SRC: leave out DST, --in-place and --percentile")
+    path = args.export if args.export != Path() else beside(args.src, "-input-scales.json")
+    side = None if args.dry_run else SideFile("--export", path, args.overwrite)
+    check_files({"SRC": args.src}, sides=[side])
     found = export_input_scales(args.src, args.layers)
     for note in found.notes:
         print(f"note: {note}", file=sys.stderr)
-    path = args.export if args.export != Path() else beside(args.src, "-input-scales.json")
-    if args.dry_run:
-        path = None
-    else:
-        save_input_scales(found, path, args.overwrite)
+    if side is not None:
+        side.write(found.json())
     if args.json:
-        print(json.dumps({"path": str(path or ""), "scales": found.scales}))
-    elif path is None:
+        print(json.dumps({"path": "" if side is None else str(path), "scales": found.scales}))
+    elif side is None:
         print(found.json())
     else:
         print(f"{path}: {len(found.scales)} input scales")

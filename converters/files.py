@@ -66,6 +66,8 @@ def quantize_file(
         files = {info.file.resolve() for info in source.tensors.values()}
         if dst.resolve() in files:
             raise CheckpointError(f"{dst} is the source itself: choose another destination")
+        if isinstance(calibration, (str, Path)) and dst.resolve() == Path(calibration).resolve():
+            raise CheckpointError(f"{dst} is the calibration itself: choose another destination")
 
         @contextmanager
         def open_sink(entries: Entries, metadata: Mapping[str, str]) -> Iterator[CheckpointWriter]:

@@ -91,7 +91,7 @@ def _tails(kind: str) -> list[str]:
     """``img_attn.qkv`` → itself, ``qkv``; tails that are only a number say too little."""
     parts = kind.split(".")
     tails = [".".join(parts[i:]) for i in range(len(parts))]
-    return [tail for tail in tails if not tail.isdigit()]
+    return [tail for tail in tails if not tail.isdecimal()]
 
 
 def _narrow(layers: Collection[str], names: Iterable[str]) -> list[str]:
@@ -135,4 +135,4 @@ def _alternatives(parts: Sequence[str], longest: int) -> list[str]:
 
 def _natural(name: str) -> list[tuple[int, str]]:
     """A key that sorts numbers as numbers."""
-    return [(int(p), "") if p.isdigit() else (-1, p) for p in re.split(r"(\d+)", name)]
+    return [(int(p), "") if p.isdecimal() else (-1, p) for p in re.split(r"(\d+)", name)]

@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import save_file
 
 from roundsmith.cli import main
+from roundsmith.cli._bar import Bar
 
 
 @pytest.fixture
@@ -79,11 +80,72 @@ def test_a_recipe_file_and_flags_over_it(model: Path, capsys: pytest.CaptureFixt
     assert tensors[0]["stored_as"] == "int8_tensorwise tensor"
 
 
+def test_a_recipe_file_that_is_no_text(model: Path, capsys: pytest.CaptureFixture) -> None:
+    recipe = model.with_name("recipe.json")
+    recipe.write_bytes("{}".encode("utf-16"))
+    assert main(["plan", str(model), "--recipe", str(recipe)]) == 2
+    error = capsys.readouterr().err
+    assert f"{recipe} is not a recipe" in error and "UTF-8" in error
+
+
+@pytest.mark.parametrize("command", ["quantize", "plan"])
+def test_settings_of_a_rounding_that_nothing_is_rounded_by(
+    model: Path, capsys: pytest.CaptureFixture, command: str
+) -> None:
+    config = model.with_name("config.json")
+    config.write_text('{"1.fc": {"format": "nvfp4", "rounding": "calibrated"}}')
+    recipe = model.with_name("recipe.json")
+    recipe.write_text(
+        '{"rounding": "nearest", "rules": [{"match": "1.fc", "rounding": "calibrated"}]}'
+    )
+    passes, learned = ("--calibrated", "passes=1"), ("--learned", "iterations=2")
+    for flags, name in (
+        ((*passes, "--rounding", "nearest"), "calibrated"),
+        ((*passes, "--rounding", "learned"), "calibrated"),
+        ((*learned, "--rounding", "calibrated"), "learned"),
+        (learned, "learned"),
+        (passes, None),
+        ((*passes, "--rounding", "calibrated"), None),
+        ((*passes, "--rounding", "nearest", "--layer-config", str(config)), None),
+        ((*passes, "--recipe", str(recipe)), None),
+        ((*learned, "--recipe", str(recipe)), "learned"),
+    ):
+        words = [command, str(model), *(["--overwrite"] if command == "quantize" else [])]
+        assert main([*words, *flags]) == 0
+        error = capsys.readouterr().err
+        warned = [x for x in ("calibrated", "learned") if f"warning: --{x} " in error]
+        assert warned == [name] * (name is not None), flags
+        assert name is None or f"no layer is rounded so: give --rounding {name}" in error
+
+
+def test_ctrl_c_says_what_there_is(
+    model: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = model.with_name("model-nvfp4.safetensors.roundsmith-layers")
+
+    def interrupted(bar: Bar, _: object) -> None:
+        if bar.silent or any(kept.glob("*.layer.safetensors")):
+            raise KeyboardInterrupt
+
+    words = ["quantize", str(model), "--format", "nvfp4", "--rounding", "learned"]
+    with monkeypatch.context() as patched:
+        patched.setattr(Bar, "__call__", interrupted)
+        assert main([*words, "--json"]) == 1
+        assert "roundsmith-layers" not in capsys.readouterr().err and not kept.exists()
+        assert main([*words, "--learned", "iterations=1"]) == 1
+    error = capsys.readouterr().err
+    assert "nothing unfinished was left under the destination's name" in error
+    assert f"{kept}: the same command goes on from there; delete the folder" in error
+    assert main([*words, "--learned", "iterations=1"]) == 0
+    assert not kept.exists()
+
+
 @pytest.mark.parametrize(
     ("flags", "status", "message"),
     [
         (["--format", "fp7"], 2, "unknown format 'fp7'"),
         (["--convrot", "many"], 2, "give a group size or auto"),
+        (["--convrot", "²"], 2, "--convrot '²': give a group size or auto"),
         (["--preset", "nobody"], 2, "unknown preset 'nobody'"),
         (["--device", "tpu9"], 2, "device 'tpu9' is not usable"),
         (["--device", "meta"], 2, "rounding runs on cpu or cuda"),

@@ -109,6 +109,14 @@ def test_scales(fp8: Path, capsys: pytest.CaptureFixture) -> None:
     assert "no input scales" in capsys.readouterr().err
 
 
+def test_layers_that_are_not_there(fp8: Path, capsys: pytest.CaptureFixture) -> None:
+    for command in ("scales", "calibrate"):
+        assert run(command, fp8, "--constant", 0.5, "--layers", "nowhere") == 1
+        error = capsys.readouterr().err
+        assert "layers 'nowhere': none of the 5 quantized layers" in error and "img_attn" in error
+    assert list(fp8.parent.iterdir()) == [fp8]
+
+
 @pytest.mark.parametrize("value", [0, -1, "nan", 1e9])
 def test_scales_that_are_none(fp8: Path, capsys: pytest.CaptureFixture, value: object) -> None:
     assert run("scales", fp8, f"--constant={value}") == 2
@@ -143,8 +151,8 @@ def test_inspect_draws_and_scores(fp8: Path, capsys: pytest.CaptureFixture) -> N
     assert run("inspect", fp8, "--original", fp8, "--json") == 0
     found = json.loads(capsys.readouterr().out)
     assert found["reference"] == str(fp8)
-    assert run("inspect", fp8, "--chart", fp8.parent / "none" / "c.png") == 1
-    assert "cannot write" in capsys.readouterr().err
+    assert run("inspect", fp8, "--chart", fp8.parent / "none" / "c.png") == 2
+    assert "there is no folder" in capsys.readouterr().err
 
 
 def test_hybrid(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

@@ -129,6 +129,11 @@ class Calibration:
         shelf = self.shelves.get(self._find(layer))
         return None if shelf is None else shelf.load()
 
+    def usable(self, layer: str) -> Record | None:
+        """:meth:`record`, or None where it is of no use (:meth:`Record.problem` says why)."""
+        record = self.record(layer)
+        return None if record is None or record.problem() else record
+
     def influence(self, layer: str) -> float | None:
         """How much an error of a layer matters in the end; None: not measured."""
         return self.influences.get(self._find(layer))

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
-from ...errors import CheckpointError
 from .comparison import Comparison, LayerScore
 
 WORST = 16
@@ -43,19 +42,9 @@ def draw(comparison: Comparison, worst: int = WORST) -> Image.Image:
     if with_steps:
         _draw_steps(axes[0], comparison)
     _draw_layers(axes[-1], layers, comparison.device)
-    figure.suptitle(comparison.summary().splitlines()[0], fontsize=9)
+    figure.suptitle(textwrap.fill(comparison.summary().splitlines()[0], 120), fontsize=9)
     canvas.draw()
     return Image.frombuffer("RGBA", canvas.get_width_height(), canvas.buffer_rgba()).convert("RGB")
-
-
-def save(comparison: Comparison, path: str | Path, worst: int = WORST) -> Path:
-    """Draw a comparison into a PNG file. Raises CheckpointError where it cannot be written."""
-    path = Path(path)
-    try:
-        draw(comparison, worst).save(path, format="PNG")
-    except OSError as error:
-        raise CheckpointError(f"cannot write {path}: {error.strerror or error}") from error
-    return path
 
 
 def _draw_steps(axes: Any, comparison: Comparison) -> None:

@@ -78,6 +78,7 @@ class Comparison:
         device: where the quantized layers ran.
         only_reference, only_quantized: layers the other model has not, or in another shape.
         notes: what a person should know.
+        faults: why no threshold is reached, whatever ``snr`` is; it says nothing of these.
     """
 
     snr: float
@@ -90,6 +91,7 @@ class Comparison:
     only_reference: tuple[str, ...] = ()
     only_quantized: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    faults: tuple[str, ...] = ()
 
     @property
     def exact(self) -> float | None:
@@ -108,18 +110,22 @@ class Comparison:
         return tuple(lost)[:count]
 
     def passed(self, threshold: float | None) -> bool:
-        """Whether ``snr`` reaches ``threshold`` dB; None: always."""
-        return threshold is None or self.snr >= threshold
+        """Whether ``snr`` reaches ``threshold`` dB, and has no faults; None: always."""
+        return threshold is None or (self.snr >= threshold and not self.faults)
 
     def require(self, threshold: float | None, way_out: str = "") -> Comparison:
-        """This comparison, if it reaches ``threshold`` dB.
+        """This comparison, if it reaches ``threshold`` dB and has no faults.
 
         Raises:
-            QualityError: it does not; the message names the numbers and the worst layers.
+            QualityError: it does not; the message names the numbers, faults and the worst layers.
         """
-        if self.passed(threshold):
+        if threshold is None or self.passed(threshold):
             return self
-        words = [f"{self.what}: the SNR is {show(self.snr)}, below {threshold:g} dB"]
+        number = f"{self.what}: the SNR is {show(self.snr)}"
+        if self.snr >= threshold:
+            faults = "; ".join(self.faults)
+            raise QualityError(f"{number}, which reaches {threshold:g} dB, but {faults}", self)
+        words = [f"{number}, below {threshold:g} dB", *self.faults]
         if self.psnr is not None:
             words.append(f"PSNR {show(self.psnr)} ({self.psnr_what})")
         worst = self.worst()

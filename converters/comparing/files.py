@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,17 +12,16 @@ from torch import Tensor
 
 from ...checkpoints import Checkpoint
 from ...errors import Cancelled, RoundsmithError
-from ...layouts import executed_linear
 from ..calibration import Calibration
 from ..corrections.devices import usable_device
 from ..corrections.names import LayerNames
 from ..corrections.statistics import fitted
 from ..model import ModelView
 from ..progress import Progress
-from ..stored import parts_of
+from ..running import run_layer
 from .comparison import Comparison, LayerScore, listed, show, worst_first
 from .layers import described, difference, executed_snr, score_weights
-from .scores import Power, mean
+from .scores import Power, is_broken, mean
 
 _AT_ONCE = 2**22  # values of a tensor that is no linear layer's weight
 _WEIGHT = ".weight"
@@ -52,13 +51,14 @@ def compare_files(
         reference: a ``.safetensors`` file, an index of shards, or the folder that holds it.
         quantized: the other one.
         calibration: statistics of the reference's inputs, or their file.
-        threshold: dB the mean SNR over the layers that lost something must reach.
+        threshold: dB the mean SNR over the layers that lost something must reach; layers of the
+            reference that the other file has not, and NaN, fail it too.
         device: where layers run: auto, cpu, cuda, ...
         progress: called for every tensor; an exception it raises ends the run.
         cancel: asked for every tensor; True ends the run.
 
     Raises:
-        QualityError: below ``threshold``; it carries the comparison.
+        QualityError: ``threshold`` is not reached; it carries the comparison.
         CheckpointError, FormatError: a file that cannot be read.
         RoundsmithError: files without a layer in common; statistics of another model.
         Cancelled: ``cancel`` said so.
@@ -78,33 +78,56 @@ def compare_files(
             calibration, notes = fitted(calibration, work.first)
         scores: list[LayerScore] = []
         others: list[tuple[str, float]] = []
+        broken: list[str] = []
         for name in _watched(work, progress, cancel):
             if name in work.layers:
                 scores.append(work.score(name, calibration))
-            elif (snr := work.difference(name)) != math.inf:
-                others.append((name, snr))
+                if any(map(is_broken, (scores[-1].weight, scores[-1].exact, scores[-1].executed))):
+                    broken.append(scores[-1].name)
+            elif (power := work.difference(name)).snr != math.inf:
+                others.append((name, power.snr))
+                if math.isfinite(power.signal) and not math.isfinite(power.noise):
+                    broken.append(name)
     comparison = _comparison(scores, str(where), calibration is not None)
+    faults = _faults(work.only_first, broken)
     if others:
         worst = min(others, key=lambda item: item[1])
         notes.append(f"{len(others)} other tensors differ; most does {worst[0]}: {show(worst[1])}")
     unreached = [x.name for x in scores if calibration is not None and not x.tokens]
     if unreached:
         notes.append(f"scored without activations, which there are none of: {listed(unreached)}")
-    return _with(comparison, work, notes).require(threshold)
+    return _with(comparison, work, notes, faults).require(threshold)
 
 
-def _comparison(scores: list[LayerScore], device: str, measured: bool) -> Comparison:
+def _comparison(scores: list[LayerScore], device: str, given: bool) -> Comparison:
     executed = mean(x.executed for x in scores)
-    measured = measured and executed is not None
+    measured = given and executed is not None
     snr = executed if measured else mean(x.weight for x in scores)
     assert snr is not None
     lost = sum(x.score != math.inf for x in scores)
-    kind = f"layers' outputs as executed on {device}" if measured else "layers' weights"
-    what = f"{kind} (mean of the {lost} of {len(scores)} layers that differ)"
+    those = f"mean of the {lost} of {len(scores)} layers that differ"
+    if measured:
+        what = f"layers' outputs as executed on {device} ({those})"
+    else:
+        why = "no calibration given" if not given else "no layer that the calibration reached"
+        what = f"layers' weights ({those}; {why}; calibrated rounding lowers this on purpose)"
     return Comparison(snr, what, worst_first(scores), device=device)
 
 
-def _with(comparison: Comparison, work: _Pair, notes: list[str]) -> Comparison:
+def _faults(missing: Sequence[str], broken: Sequence[str]) -> list[str]:
+    faults = []
+    if missing:
+        faults.append(
+            f"{len(missing)} layers of the reference are missing in the quantized model, or have "
+            f"another shape: {listed(missing)}"
+        )
+    if broken:
+        faults.append(f"{show(-math.inf)} in {listed(broken)}")
+    return faults
+
+
+def _with(comparison: Comparison, work: _Pair, notes: list[str], faults: list[str]) -> Comparison:
+    notes = [*notes, *work.unlike()]
     if comparison.exact is None:
         notes = [*notes, "weights only: give a calibration to score what the layers compute"]
     return replace(
@@ -112,6 +135,7 @@ def _with(comparison: Comparison, work: _Pair, notes: list[str]) -> Comparison:
         only_reference=tuple(work.only_first),
         only_quantized=tuple(work.only_second),
         notes=tuple(notes),
+        faults=tuple(faults),
     )
 
 
@@ -130,11 +154,16 @@ class _Pair:
         self.first, self.second, self.device = first, second, device
         names = LayerNames(_layers(second))
         self.layers: dict[str, str] = {}
+        self._unlike: dict[str, str] = {}
         for layer in _layers(first):
             found = names.find(layer)
             key = layer + _WEIGHT
-            if found is not None and second.shape(found + _WEIGHT) == first.shape(key):
+            if found is None:
+                continue
+            if second.shape(found + _WEIGHT) == first.shape(key):
                 self.layers[key] = found + _WEIGHT
+            else:
+                self._unlike[key] = found + _WEIGHT
         self.only_first = [x for x in _layers(first) if x + _WEIGHT not in self.layers]
         taken = {name.removesuffix(_WEIGHT) for name in self.layers.values()}
         self.only_second = [x for x in _layers(second) if x not in taken]
@@ -153,10 +182,18 @@ class _Pair:
                 rest[name] = other
         return rest
 
+    def unlike(self, most: int = 3) -> list[str]:
+        """The shapes of the first few layers that have another one in the second model."""
+        return [
+            f"{a.removesuffix(_WEIGHT)} is {_shown(self.first.shape(a))} in the reference, "
+            f"{_shown(self.second.shape(b))} in the quantized model"
+            for a, b in list(self._unlike.items())[:most]
+        ]
+
     def score(self, name: str, calibration: Calibration | None) -> LayerScore:
         """The score of the layer whose weight is ``name`` in the first model."""
         other, shape = self.layers[name], self.first.shape(name)
-        record = None if calibration is None else calibration.record(name)
+        record = None if calibration is None else calibration.usable(name)
         x = None
         if record is not None and len(record.tokens):
             held = record.tokens[: record.held_count or len(record.tokens)]
@@ -171,8 +208,8 @@ class _Pair:
         )
         executed = None
         if x is not None:
-            expected = _executed(self.first, name, x, bias[0])
-            got = _executed(self.second, other, x, bias[1])
+            expected = run_layer(self.first, name, x, bias[0])
+            got = run_layer(self.second, other, x, bias[1])
             executed = executed_snr(expected, got, scores.signal)
         self.first.release()
         self.second.release()
@@ -186,20 +223,20 @@ class _Pair:
             0 if x is None else len(x),
         )
 
-    def difference(self, name: str) -> float:
-        """SNR in dB of a tensor that is no linear layer's weight; infinite without a difference."""
+    def difference(self, name: str) -> Power:
+        """Power of a tensor that is no linear layer's weight, and of its error."""
         other, power = self.rest[name], Power()
         shape = self.first.shape(name)
         if not shape:
             power.add(self.first.source.read(name), self.second.source.read(other))
-            return power.snr
+            return power
         step = max(_AT_ONCE // max(math.prod(shape[1:]), 1), 1)
         for start in range(0, shape[0], step):
             stop = min(start + step, shape[0])
             power.add(
                 self.first.read_rows(name, start, stop), self.second.read_rows(other, start, stop)
             )
-        return power.snr
+        return power
 
 
 def _layers(view: ModelView) -> list[str]:
@@ -212,28 +249,21 @@ def _layers(view: ModelView) -> list[str]:
 
 
 def _bias(view: ModelView, name: str) -> Tensor | None:
-    bias = name.removesuffix("weight") + "bias"
-    return view.source.read(bias) if bias in view.source.tensors else None
-
-
-def _executed(view: ModelView, name: str, x: Tensor, bias: Tensor | None) -> Tensor:
-    """What ComfyUI's linear layer computes of ``x``: in float32 on a CPU, in bfloat16 on a GPU."""
-    dtype = torch.float32 if x.device.type == "cpu" else torch.bfloat16
-    stored = view.stored_layer(name)
-    if stored is None:
-        w = view.read_rows(name, 0, view.shape(name)[0])
-        y = torch.nn.functional.linear(x.to(dtype), w.to(x.device, dtype))
-    else:
-        parts = {s: t.to(x.device) for s, t in parts_of(view.source, stored).items()}
-        scale = parts.get("input_scale")
-        y = executed_linear(
-            stored.format,
-            stored.format.read(parts, stored.conf, dtype=dtype),
-            x.to(dtype),
-            None if scale is None or scale.numel() != 1 else scale.reshape(()).float(),
-            bool(stored.conf.get("full_precision_matrix_mult", False)),
+    """The bias of the layer whose weight is ``name``. Raises RoundsmithError if it does not fit."""
+    key = name.removesuffix("weight") + "bias"
+    if key not in view.source.tensors:
+        return None
+    bias, outputs = view.source.read(key), view.shape(name)[0]
+    if bias.numel() not in (1, outputs):
+        raise RoundsmithError(
+            f"{getattr(view.source, 'path', 'the model')}: {key} is {list(bias.shape)}, its layer "
+            f"has {outputs} outputs: the file is damaged, fetch or make it again"
         )
-    return y if bias is None else y + bias.to(y.device, y.dtype)
+    return bias
+
+
+def _shown(shape: Sequence[int]) -> str:
+    return "×".join(map(str, shape))
 
 
 def _stored_as(view: ModelView, name: str) -> str:

@@ -53,7 +53,8 @@ def compare(
 
     Raises:
         QualityError: below ``threshold``; it carries the comparison.
-        RoundsmithError: no inputs, or outputs that cannot be compared.
+        RoundsmithError: no inputs, or outputs that cannot be compared; where the second module
+            fails, the message names layers whose shapes differ.
     """
     watch = Capture(reference, layers, max_tokens=max_tokens, memory=memory)
     total, steps = Power(), list[StepScore]()
@@ -62,15 +63,16 @@ def compare(
             with watch.hooks():
                 expected = _tensors(_run(reference, call))
             call_power = Power()
-            got = _tensors(_run(quantized, call))
-            if len(expected) != len(got) or not expected:
-                raise RoundsmithError(
-                    f"the reference gives {len(expected)} floating tensors, the quantized model "
-                    f"{len(got)}: they cannot be compared"
-                )
-            for mine, other in zip(expected, got, strict=True):
-                call_power.add(mine, other)
-                total.add(mine, other)
+            with _naming_unlike(reference, quantized):
+                got = _tensors(_run(quantized, call))
+                if len(expected) != len(got) or not expected:
+                    raise RoundsmithError(
+                        f"the reference gives {len(expected)} floating tensors, the quantized "
+                        f"model {len(got)}: they cannot be compared"
+                    )
+                for mine, other in zip(expected, got, strict=True):
+                    call_power.add(mine, other)
+                    total.add(mine, other)
             steps.append(StepScore(len(steps) + 1, call_power.snr))
         if not steps:
             raise RoundsmithError("inputs: there are none; give a tensor, or several in a list")
@@ -100,7 +102,7 @@ def _score_layers(
         if other is None or _shape(other) != _shape(layer):
             missing.append(name)
             continue
-        record = calibration.record(name)
+        record = calibration.usable(name)
         scores.append(score_layer(name, layer, other, None if record is None else record.tokens))
     known = {name for name, child in mine.items() if is_linear(child)}
     extra = tuple(name for name in others if name not in known)
@@ -154,6 +156,27 @@ def _weight(layer: nn.Module) -> Tensor:
 def _shape(layer: nn.Module) -> tuple[int, int]:
     out = getattr(layer, "out_features", None) or _weight(layer).shape[0]
     return int(out), int(getattr(layer, "in_features", None) or _weight(layer).shape[1])
+
+
+@contextmanager
+def _naming_unlike(reference: nn.Module, quantized: nn.Module) -> Iterator[None]:
+    """Where running the second module fails, name the layers whose shapes are not the first's."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, RoundsmithError) as error:
+        mine = {name: _shape(x) for name, x in reference.named_modules() if is_linear(x)}
+        others = {name: _shape(x) for name, x in quantized.named_modules() if is_linear(x)}
+        unlike = [name for name, shape in mine.items() if others.get(name, shape) != shape]
+        if not unlike:
+            raise
+        (m, n), (m2, n2) = mine[unlike[0]], others[unlike[0]]
+        more = f" ({len(unlike) - 1} more layers differ)" if len(unlike) > 1 else ""
+        raise RoundsmithError(
+            f"layer {unlike[0]!r} is {m}×{n} in the reference, {m2}×{n2} in the quantized model"
+            f"{more}: give two states of the same model ({error})"
+        ) from error
 
 
 def _calls(inputs: Any) -> Iterator[Any]:

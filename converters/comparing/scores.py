@@ -77,6 +77,11 @@ def decibels(signal: float, noise: float) -> float:
     return 10 * (math.log10(signal) - math.log10(noise)) if signal > 0 else -math.inf
 
 
+def is_broken(value: float | None) -> bool:
+    """Whether a score tells of NaN or Inf, or of a signal that was lost altogether."""
+    return value is not None and (value == -math.inf or math.isnan(value))
+
+
 def signal_to_noise(reference: Tensor, other: Tensor) -> float:
     """10·log10(‖reference‖² / ‖reference − other‖²) in dB; infinite where both are equal."""
     power = Power()
@@ -87,10 +92,10 @@ def signal_to_noise(reference: Tensor, other: Tensor) -> float:
 def mean(values: Iterable[float | None]) -> float | None:
     """Mean of the finite ones of ``values``; infinite where every one is; None without any.
 
-    One that is −infinite makes the mean so: what is broken is not averaged away.
+    One that is −infinite, or NaN, makes the mean −infinite: what is broken is not averaged away.
     """
     known = [value for value in values if value is not None]
-    if -math.inf in known:
+    if any(is_broken(value) for value in known):
         return -math.inf
     finite = [value for value in known if math.isfinite(value)]
     if finite:

@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 
 from PIL import Image
 
-from ...errors import CheckpointError
 from .inspection import Inspection, LayerInfo
 
 _WIDTH, _HEIGHT, _DPI = 10.0, 5.6, 110
@@ -46,7 +45,7 @@ def blocks_of(layers: Sequence[LayerInfo]) -> list[Block]:
 
 def _order(name: str) -> tuple[bool, str, int]:
     stem, _, number = name.rpartition(".")
-    return name == "other", stem, int(number) if number.isdigit() else -1
+    return name == "other", stem, int(number) if number.isdecimal() else -1
 
 
 def _block(name: str, layers: list[LayerInfo]) -> Block:
@@ -110,13 +109,3 @@ def _draw_snr(axes: Any, blocks: Sequence[Block]) -> None:
     axes.plot(places, [b.snr for _, b in found], "o", color=_COLORS[0], label="block", ms=4)
     axes.plot(places, [b.worst for _, b in found], "_", color=_COLORS[2], label="worst layer")
     axes.legend(frameon=False, fontsize=7, ncols=2, loc="lower right", bbox_to_anchor=(1, 1))
-
-
-def save(inspection: Inspection, path: str | Path) -> Path:
-    """Draw an inspection into a PNG file. Raises CheckpointError where it cannot be written."""
-    path = Path(path)
-    try:
-        draw(inspection).save(path, format="PNG")
-    except OSError as error:
-        raise CheckpointError(f"cannot write {path}: {error.strerror or error}") from error
-    return path

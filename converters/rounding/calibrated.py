@@ -63,7 +63,8 @@ class CalibratedOptions(Strict):
     )
     act_order: bool = Field(
         True,
-        description="Round the inputs first whose errors others cannot make up for; worth 0.8 dB.",
+        description="Round the inputs first whose errors others cannot make up for; worth 0.2 to "
+        "0.5 dB.",
     )
     block: int = Field(
         128, ge=8, le=4096, description="Columns whose mutual debts are settled at once."

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from roundsmith import Calibration, Recipe, capture, load_file, quantize_file, quantize_module
 from roundsmith.converters.calibration.calibration import Shelf
+from roundsmith.converters.comparing import compare_files
 from roundsmith.errors import CheckpointError, RecipeError, RoundsmithError
 
 WIDTH = 96
@@ -204,3 +205,19 @@ def test_a_finished_layer_of_other_tensors_is_solved_again(calibration, source: 
     report = quantize_file(source, made, FP8, calibration=calibration)
     assert load_file(made)["0.weight"].shape == (WIDTH, WIDTH)
     assert len(report.layers) == 2
+
+
+def test_a_calibration_is_not_written_over(calibration, source: Path) -> None:
+    saved = calibration.save(source.with_name("c.safetensors"))
+    with pytest.raises(CheckpointError, match="the calibration itself"):
+        quantize_file(source, saved, FP8, calibration=saved, overwrite=True)
+    assert Calibration.load(saved).layers == ("0", "2")
+
+
+def test_a_comparison_does_not_blame_the_model(calibration, source: Path) -> None:
+    made = source.with_name("made.safetensors")
+    quantize_file(source, made, FP8)
+    found = compare_files(source, made, spoiled(calibration, "tokens", math.nan))
+    scores = {score.name: score for score in found.layers}
+    assert scores["0"].executed is None and scores["2"].executed > 20
+    assert not found.faults and any("there are none of: 0" in note for note in found.notes)

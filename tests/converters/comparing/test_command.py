@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
+from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from roundsmith import Recipe, quantize_file
@@ -58,6 +60,54 @@ def test_below_the_threshold_everything_is_printed_and_it_fails(files, capsys):
     with pytest.raises(QualityError, match=r"below 90 dB.*worst layers: (one|two|three) \("):
         run(*files[:2], "--min-snr", 90, "--json")
     assert len(json.loads(capsys.readouterr().out)["layers"]) == 3
+
+
+def changed(path, **tensors):
+    """A file beside ``path`` with other tensors; None takes one out."""
+    state = {**load_file(path), **{name.replace("_", "."): t for name, t in tensors.items()}}
+    made = Path(path).with_name("changed.safetensors")
+    save_file({name: t for name, t in state.items() if t is not None}, made)
+    return made
+
+
+def test_a_layer_that_is_missing_fails(files, capsys):
+    made = changed(files[0], two_weight=None)
+    for calibration in ([], ["--calibration", files[2]]):
+        assert run(files[0], made, *calibration) == 0
+        with pytest.raises(QualityError, match=r"reaches 20 dB, but .*1 layers.*missing.*: two"):
+            run(files[0], made, *calibration, "--min-snr", 20)
+        assert "only in the reference: two" in capsys.readouterr().out
+    assert run(made, files[0], "--min-snr", 20) == 0, "more than the reference has is no loss"
+
+
+@pytest.mark.parametrize("name", ["two_weight", "two_bias"])
+def test_nan_fails(files, capsys, name):
+    """Of layers whose outputs were not measured, and of other tensors, too."""
+    tensor = load_file(files[0])[name.replace("_", ".")].clone()
+    tensor.reshape(-1)[3] = math.nan
+    made = changed(files[0], **{name: tensor})
+    model = nn.ModuleDict({name: nn.Linear(128, 128) for name in ("one", "two", "three")})
+    model.load_state_dict(load_file(files[0]))
+    with capture(model, layers="one") as captured:
+        model["one"](torch.randn(300, 128))
+    Path(files[2]).unlink()
+    captured.save(files[2])
+    for calibration in ([], ["--calibration", files[2]]):
+        with pytest.raises(QualityError, match=r"NaN or Inf.*two"):
+            run(files[0], made, *calibration, "--min-snr", -1000)
+
+
+def test_a_verdict_on_weights_says_what_it_is_worth(files, capsys):
+    with pytest.raises(QualityError, match="no calibration given; calibrated rounding lowers this"):
+        run(*files[:2], "--min-snr", 90)
+    assert run(*files[:2], "--min-snr", 20) == 0
+    assert "calibrated rounding lowers this on purpose" in capsys.readouterr().out
+    assert run(*files[:2], "--min-snr", 20, "--calibration", files[2]) == 0
+    assert "on purpose" not in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        run("--help")
+    said = " ".join(capsys.readouterr().out.split())
+    assert "lowers on purpose" in said and "Compare Models node" in said
 
 
 def test_a_picture(files, tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 
 import pytest
@@ -146,6 +147,34 @@ def test_layers_that_differ_are_named(model, original, tmp_path):
     assert found.only_reference == ("second", "third")
     assert found.only_quantized == ("extra", "second")
     assert [layer.name for layer in found.layers] == ["first"]
+
+
+def test_layers_of_another_shape_fail_a_threshold_and_say_their_shapes(model, original, tmp_path):
+    state = dict(model.state_dict())
+    state["second.weight"] = state["second.weight"][:64]
+    state["second.bias"] = state["second.bias"][:64]
+    other = save(state, tmp_path / "b.safetensors")
+    found = compare_files(original, other)
+    assert found.snr == math.inf and not found.passed(20) and found.passed(None)
+    assert "second is 128×128 in the reference, 64×128 in the quantized model" in found.table()
+    assert json.loads(found.json())["faults"]
+    with pytest.raises(QualityError, match="another shape: second"):
+        compare_files(original, other, threshold=20)
+
+
+def test_a_bias_that_does_not_fit_is_named(model, original, calibration, tmp_path):
+    state = dict(model.state_dict())
+    state["second.bias"] = state["second.bias"][:64]
+    other = save(state, tmp_path / "b.safetensors")
+    with pytest.raises(RoundsmithError, match=r"b\.safetensors: .*second\.bias.*\[64\].*128"):
+        compare_files(original, other, calibration, device="cpu")
+
+
+def test_nan_of_the_reference_itself_is_no_fault(model, original, tmp_path):
+    """A mask with −∞ in it, the same in both."""
+    state = {**model.state_dict(), "mask": torch.full((4, 4), -math.inf)}
+    a, b = (save(state, tmp_path / name) for name in ("a.safetensors", "b.safetensors"))
+    assert compare_files(a, b, threshold=20).passed(20)
 
 
 def test_other_tensors_that_differ_are_noted(model, original, tmp_path):

@@ -201,6 +201,31 @@ def test_layers_that_differ_are_named(model, x):
     assert "only in the reference: right" in found.table()
 
 
+def test_layers_whose_shapes_differ_are_named(x):
+    """Where the second model cannot run, or gives another shape; torch names neither."""
+
+    def chain(*widths):
+        return nn.Sequential(*(nn.Linear(a, b) for a, b in widths))
+
+    first = chain((32, 16), (16, 8))
+    with pytest.raises(RoundsmithError, match=r"'1' is 8×16 in the reference, 8×12 in the quant"):
+        compare(first, chain((32, 16), (12, 8)), x)
+    with pytest.raises(RoundsmithError, match=r"'0' is 16×32 .*, 16×24 .*1 more"):
+        compare(first, chain((24, 16), (16, 9)), x)
+    with pytest.raises(RoundsmithError, match=r"'1' is 8×16 .*, 9×16 .*shape"):
+        compare(first, chain((32, 16), (16, 9)), x)
+    assert compare(first, chain((32, 12), (12, 8)), x).only_reference == ("0", "1")
+
+
+def test_an_error_of_the_model_s_own_stays_as_it_is(x):
+    class Broken(nn.Linear):
+        def forward(self, _):
+            raise RuntimeError("of its own")
+
+    with pytest.raises(RuntimeError, match=r"^of its own$"):
+        compare(nn.Sequential(nn.Linear(32, 4)), nn.Sequential(Broken(32, 4)), x)
+
+
 def test_a_layer_that_is_never_reached_says_so(model, x):
     model.unused = nn.Linear(4, 4)
     other = copy.deepcopy(model)

@@ -8,10 +8,8 @@ import sys
 
 import pytest
 import torch
-from PIL import Image
 
 from roundsmith.converters.comparing import Comparison, LayerScore, StepScore, charts, pictures
-from roundsmith.errors import CheckpointError
 
 
 def layer(name, executed, exact=None):
@@ -70,14 +68,6 @@ def test_weights_are_drawn_where_there_is_nothing_else(axes):
 
 def test_a_comparison_without_losses_can_be_drawn():
     assert charts.draw(Comparison(math.inf, "output", (layer("same", math.inf),))).width > 600
-
-
-def test_a_png(comparison, tmp_path):
-    path = charts.save(comparison, tmp_path / "chart.png")
-    with Image.open(path) as image:
-        assert image.format == "PNG"
-    with pytest.raises(CheckpointError, match="nowhere"):
-        charts.save(comparison, tmp_path / "nowhere" / "chart.png")
 
 
 def test_matplotlib_is_imported_when_drawing_and_pyplot_never():

@@ -67,3 +67,4 @@ def test_a_mean_leaves_out_what_lost_nothing_but_not_what_is_broken():
     assert mean([math.inf, None]) == math.inf
     assert mean([None]) is None
     assert mean([50.0, -math.inf]) == -math.inf
+    assert mean([50.0, math.nan]) == mean([math.nan]) == -math.inf

@@ -171,6 +171,17 @@ def test_legacy_files_keep_their_names(tmp_path):
     assert out.read_bytes() == again.read_bytes()
 
 
+@pytest.mark.parametrize("mode", ["measured", "random", "constant", "weight"])
+def test_a_pattern_that_no_layer_has(model, tmp_path, mode):
+    """Not an unchanged copy: the pattern is a mistake."""
+    options = CalibrateOptions(mode=mode, layers="txt_attn$")
+    calibration = model.calibration if mode == "measured" else None
+    source = model.quantized()
+    with pytest.raises(CheckpointError, match=r"'txt_attn\$': none of the 4 .*img_attn.*, \.\.\."):
+        calibrate_file(source, tmp_path / "out.safetensors", options, calibration)
+    assert not (tmp_path / "out.safetensors").exists()
+
+
 def test_statistics_that_miss_a_layer_or_are_of_another_model(model, tmp_path):
     out = tmp_path / "out.safetensors"
     source = model.quantized()

@@ -55,6 +55,20 @@ def test_calibrate_takes_the_mode_from_the_files_given(model, capsys):
         run("calibrate", model.quantized(), out, "--mode", "lora", "--overwrite")
 
 
+def test_calibrate_with_a_constant(model):
+    out = model.folder / "out.safetensors"
+    for words in (("--constant", 0.25), ("--mode", "constant", "--constant", 0.25)):
+        assert run("calibrate", model.quantized(), out, *words, "--overwrite") == 0
+        assert float(load_file(out)[f"{QKV}.input_scale"]) == 0.25
+    assert run("calibrate", model.quantized(), out, "--mode", "constant", "--overwrite") == 0
+    assert float(load_file(out)[f"{QKV}.input_scale"]) == 1
+    for words in (("--mode", "random"), ("--scales", model.folder / "s.json")):
+        with pytest.raises(RecipeError, match="--constant and mode"):
+            run("calibrate", model.quantized(), out, *words, "--constant", 0.25, "--overwrite")
+    with pytest.raises(RecipeError, match="an input scale is a number from"):
+        run("calibrate", model.quantized(), out, "--constant", 0, "--overwrite")
+
+
 def test_modes_of_the_flag_are_those_there_are():
     from typing import get_args
 

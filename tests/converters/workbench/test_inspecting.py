@@ -13,7 +13,6 @@ from roundsmith import Recipe, quantize_file
 from roundsmith.checkpoints import encode_conf
 from roundsmith.converters.inspecting import charts, inspect_file
 from roundsmith.converters.inspecting.codes import spacing
-from roundsmith.errors import CheckpointError
 from roundsmith.layouts import formats
 from roundsmith.layouts.grids import E2M1, E4M3, INT8, CodebookGrid
 
@@ -276,16 +275,11 @@ def test_blocks_are_what_names_share(original, tmp_path):
     assert sum(sum(block.bytes.values()) for block in blocks) == found.bytes
 
 
-def test_the_chart_draws_and_saves(original, tmp_path):
+def test_the_chart_draws(original, tmp_path):
     import numpy as np
-    from PIL import Image
 
     path = quantized(original, tmp_path / "q.safetensors", format="nvfp4")
     found = inspect_file(path)
     image = charts.draw(found)
     assert np.asarray(image).std() > 10 and image.mode == "RGB"
-    out = charts.save(found, tmp_path / "chart.png")
-    assert Image.open(out).size == image.size
     charts.draw(inspect_file(original))  # nothing quantized
-    with pytest.raises(CheckpointError, match="cannot write"):
-        charts.save(found, tmp_path / "none" / "chart.png")
