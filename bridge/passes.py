@@ -64,8 +64,7 @@ def run_recorded(
         RoundsmithError: a run failed, or no layer was reached. Nothing half-made is returned.
     """
     memory = memory_bytes(memory_mb)
-    widths = model_layers(model, layers)
-    groups = plan_passes(widths, max_tokens, memory, max_passes=MOST_PASSES)
+    groups = layers_by_pass(model, layers, max_tokens, memory)
     bar = Bar(model, len(groups), len(runs), steps)
     parts: list[Calibration] = []
     first: Any = None
@@ -79,6 +78,14 @@ def run_recorded(
                 first = result
         parts.append(_to_disk(capture.finish()) if len(groups) > 1 else capture.finish())
     return reached(Calibration.join(parts)), first
+
+
+def layers_by_pass(model: Any, layers: str, max_tokens: int, memory: int) -> list[list[str]]:
+    """The layers of ``model`` that each pass records; arguments as for :func:`run_recorded`.
+
+    ``memory`` is in bytes. As many passes as groups: at most :data:`MOST_PASSES`.
+    """
+    return plan_passes(model_layers(model, layers), max_tokens, memory, max_passes=MOST_PASSES)
 
 
 def memory_bytes(megabytes: int) -> int:

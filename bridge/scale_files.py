@@ -1,4 +1,4 @@
-"""Files of input scales in ComfyUI's folders: JSON in input and output, and any model file."""
+"""What input scales are read or guessed from in ComfyUI's folders: JSON, model files, LoRAs."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from pathlib import Path
 import folder_paths
 
 from ..errors import CheckpointError
-from .paths import list_sources, resolve_source
+from .paths import SUFFIX, list_sources, resolve_source
+
+_LORAS = "loras"
 
 
 def _roots() -> dict[str, Path]:
@@ -40,6 +42,22 @@ def resolve_scale_file(choice: str) -> Path:
             "R in the browser to refresh the list"
         )
     return _roots()[label] / name
+
+
+def list_loras() -> list[str]:
+    """LoRAs that inputs can be estimated from, as ComfyUI lists them; safetensors only."""
+    names = folder_paths.get_filename_list(_LORAS)
+    return [name for name in names if name.lower().endswith((SUFFIX, ".sft"))]
+
+
+def resolve_lora(choice: str) -> Path:
+    """The file a choice of :func:`list_loras` names. CheckpointError for any other."""
+    if choice not in list_loras():
+        raise CheckpointError(
+            f"{choice!r} is not among the safetensors files in ComfyUI's LoRA folders; press R in "
+            "the browser to refresh the list"
+        )
+    return Path(folder_paths.get_full_path_or_raise(_LORAS, choice))
 
 
 def _inside(path: Path, root: Path) -> bool:

@@ -9,6 +9,7 @@ no calibration, and a note says why.
 from __future__ import annotations
 
 import logging
+import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -19,7 +20,7 @@ import torch
 
 from ..converters.calibration import Calibration
 from .capturing import capture_clip, clip_capture, clip_layers
-from .passes import MAX_TOKENS, memory_bytes, reached, run_recorded
+from .passes import MAX_TOKENS, layers_by_pass, memory_bytes, reached, run_recorded
 from .progress import Messages
 from .prompts import texts
 from .self_runs import STEPS, plan_runs
@@ -28,6 +29,12 @@ TOKENS_READ = 6000
 """Of the built-in text by a text encoder, at least, with what pads it."""
 
 Tell = Callable[[str], None]
+
+_ITSELF = "calibrated itself on "
+_FAILED = "not calibrated: the model could not be run by itself "
+_TOLD = re.compile(
+    rf"{_ITSELF}(?P<count>\d+) (?P<what>short runs|built-in texts)\b.*?, in (?P<seconds>\d+) s\b"
+)
 
 
 class SelfCalibration(NamedTuple):
@@ -40,6 +47,21 @@ class SelfCalibration(NamedTuple):
 
     calibration: Calibration | None
     note: str
+
+
+def read_note(text: str) -> dict[str, Any] | None:
+    """What a note of a :class:`SelfCalibration` says; None for any other text.
+
+    Either ``why`` nothing was calibrated, or how many short ``runs`` or built-in ``texts`` it was
+    calibrated on, and in how many ``seconds``.
+    """
+    if text.startswith(_FAILED):
+        return {"why": text[len(_FAILED) + 1 : -1]}
+    told = _TOLD.match(text)
+    if told is None:
+        return None
+    what = "runs" if told["what"] == "short runs" else "texts"
+    return {what: int(told["count"]), "seconds": int(told["seconds"])}
 
 
 def self_calibrate_model(
@@ -62,8 +84,11 @@ def self_calibrate_model(
         tell: told what happens, in short sentences; None: the log is.
     """
 
+    def passes() -> int:
+        return len(layers_by_pass(patcher, "", max_tokens, memory_bytes(memory_mb)))
+
     def calibrate(say: Tell) -> tuple[Calibration, str]:
-        plan = plan_runs(patcher, clip, seed)
+        plan = plan_runs(patcher, clip, seed, passes)
         what = f"{len(plan.runs)} short runs from noise, {plan.what}"
         say(f"Calibrating on {what}")
         settings = {"what": "self", "told": plan.what, "steps": STEPS, "seeds": [seed]}
@@ -117,14 +142,13 @@ def _attempt(calibrate: Callable[[Tell], tuple[Calibration, str]], tell: Tell | 
         mm.throw_exception_if_processing_interrupted()
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         logging.warning("Roundsmith: the model could not calibrate itself", exc_info=error)
-        note = f"not calibrated: the model could not be run by itself ({reason})"
+        note = f"{_FAILED}({reason})"
         say(note)
         return SelfCalibration(None, note)
-    note = f"calibrated itself on {what}, in {time.monotonic() - began:.0f} s"
+    note = f"{_ITSELF}{what}, in {time.monotonic() - began:.0f} s"
     missed = calibration.unreached
     if missed:
         note += f"; {len(missed)} of {len(calibration.layers)} layers never ran ({missed[0]}, …)"
-    calibration.notes.append(note)
     say(note)
     return SelfCalibration(calibration, note)
 

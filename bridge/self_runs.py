@@ -39,6 +39,8 @@ STEPS = 6
 """Of a run; some take one or two fewer, for other noise levels."""
 SECONDS = 60.0
 """What all runs may take; fewer samples are drawn where the model is slow."""
+SLOWDOWN = 2.5
+"""Times the time of a step that one takes which is recorded: docs/benchmarks.md, "Capturing"."""
 FEWEST_SAMPLES = 2 * BATCH
 RANDOM_EACH = 4
 """Every so many runs with prompts, one with random conditioning."""
@@ -63,13 +65,16 @@ class Plan:
     notes: Sequence[str]
 
 
-def plan_runs(patcher: Any, clip: Any = None, seed: int = 0) -> Plan:
+def plan_runs(
+    patcher: Any, clip: Any = None, seed: int = 0, passes: Callable[[], int] = lambda: 1
+) -> Plan:
     """Find out how the model can be run, and plan the runs. A few single steps are sampled.
 
     Args:
         patcher: the ModelPatcher; it is not changed.
         clip: its CLIP, for built-in prompts; or None.
         seed: of noise and conditioning.
+        passes: how often all runs will be done, asked once the model is where it runs.
 
     Raises what the model raises, if it cannot be run in any way that was tried.
     """
@@ -78,7 +83,6 @@ def plan_runs(patcher: Any, clip: Any = None, seed: int = 0) -> Plan:
     wanted = Wanted(latent_shapes(latent_format, 1, _pixels(plain), FRAMES), (), {})
     notes: list[str] = []
     random: list[Told] = []
-    samples = SAMPLES
     prompts = _prompts(clip, notes)
     try:
         wanted = _discovered(plain, seed)
@@ -88,10 +92,7 @@ def plan_runs(patcher: Any, clip: Any = None, seed: int = 0) -> Plan:
             raise
         notes.append(f"random conditioning was not taken: {type(error).__name__}: {error}")
     else:
-        random = [Told(wanted.shapes[0][0], partial(conditioning, wanted))]
-        samples = _affordable(plain, wanted, seed)
-    if samples < SAMPLES:
-        notes.append(f"the model is slow: {samples} samples were drawn instead of {SAMPLES}")
+        random = [_random(wanted)]
     what = "told random things and nothing"
     if prompts:
         beside = Wanted(
@@ -99,6 +100,15 @@ def plan_runs(patcher: Any, clip: Any = None, seed: int = 0) -> Plan:
         )
         prompts = [Told(p.batch, partial(_with, p, beside)) for p in prompts]
         what = "told built-in prompts" + (", random things and nothing" if random else "")
+    timed = (random or prompts)[0]
+    step = partial(_run, wanted.shapes, timed, 1, seed, plain)
+    if not random:
+        step()  # loads the model
+    times = passes()
+    samples = _affordable(step, timed.batch, times)
+    if samples < SAMPLES:
+        often = f", in each of {times} passes that memory asks for" if times > 1 else ""
+        notes.append(f"the model is slow: {samples} samples were drawn instead of {SAMPLES}{often}")
     runs = []
     for index, told in enumerate(_in_turn(prompts, random)):
         if samples <= 0:
@@ -142,15 +152,24 @@ def _pixels(plain: Any) -> int:
 
 
 def _one_step(plain: Any, seed: int, wanted: Wanted) -> None:
-    told = Told(wanted.shapes[0][0], partial(conditioning, wanted))
-    _run(wanted.shapes, told, 1, seed, plain)
+    _run(wanted.shapes, _random(wanted), 1, seed, plain)
 
 
-def _affordable(plain: Any, wanted: Wanted, seed: int) -> int:
-    """How many samples there is time for."""
+def _random(wanted: Wanted) -> Told:
+    return Told(wanted.shapes[0][0], partial(conditioning, wanted))
+
+
+def _affordable(step: Callable[[], None], batch: int, passes: int) -> int:
+    """How many samples there is time for, each of them recorded in every pass.
+
+    Args:
+        step: samples a batch, one step of it, unrecorded.
+        batch: its samples.
+        passes: how often all runs are done.
+    """
     began = time.monotonic()
-    _one_step(plain, seed, wanted)
-    seconds = (time.monotonic() - began) * STEPS / wanted.shapes[0][0]
+    step()
+    seconds = (time.monotonic() - began) / batch * STEPS * SLOWDOWN * passes
     return max(FEWEST_SAMPLES, min(SAMPLES, int(SECONDS / max(seconds, 1e-6))))
 
 

@@ -22,6 +22,7 @@ from ..converters.corrections.error_lora_report import HOW_TO_APPLY, ErrorLoraRe
 from ..converters.inspecting import Inspection
 from ..converters.patching import ChangeReport
 from .results import Result
+from .self_calibration import read_note
 
 
 def of_report(report: Report, kind: str = "quantize", **facts: Any) -> Result:
@@ -47,6 +48,7 @@ def of_reports(
         "formats": _count(
             x.stored_as for r in reports for x in r.layers if x.action == "quantize"
         ),
+        "calibrated": next(filter(None, (read_note(w) for r in reports for w in r.warnings)), None),
         "choice": "\n".join(filter(None, (report.choice for report in reports))),
         "seconds": sum(report.seconds for report in reports),
     }
@@ -216,7 +218,8 @@ def of_error_lora(report: ErrorLoraReport) -> Result:
         "bytes_after": report.bytes,
         "corrected": len(report.corrected),
         "layers": len(report.layers),
-        "gain": report.gain("output"),
+        "gain": report.gain("executed"),
+        "exact_gain": report.gain("output"),
         "weight_gain": report.gain("weight"),
         "hint": HOW_TO_APPLY,
     }
@@ -228,13 +231,16 @@ def of_calibration(found: Calibration, **facts: Any) -> Result:
     """What was recorded. ``facts``: of the file it went to, where it did."""
     summaries = {layer: found.summary(layer) for layer in found.layers}
     known = [s for s in summaries.values() if s is not None]
+    how = {"passes": 1, **found.settings}
+    if how.get("runs"):
+        how = {}  # merged: each run has its own
     told = {
         "layers": len(known),
         "unreached": len(found.unreached),
         "seen": max((s.count for s in known), default=0),
         "used": max((s.available for s in known), default=0),
-        "passes": found.settings.get("passes", 1),
-        "slowdown": found.settings.get("slowdown"),
+        "passes": how.get("passes"),
+        "slowdown": how.get("slowdown"),
     }
     rows = [
         {"name": layer}

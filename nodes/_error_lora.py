@@ -44,6 +44,30 @@ def lora_inputs() -> list[io.Input]:
             tooltip="Statistics of what the layers see: the outputs' error is minimised "
             "with them, the weights' without.",
         ),
+        io.Int.Input(
+            "depth",
+            display_name="blocks up to",
+            default=0,
+            min=0,
+            max=1000,
+            optional=True,
+            advanced=True,
+            tooltip="Only layers of the first so many blocks, and those outside of any. 0: as "
+            "'layers' says, which is 1 for selected. A target takes its place.",
+        ),
+        io.Float.Input(
+            "aspect",
+            display_name="aspect ratio up to",
+            default=0.0,
+            min=0.0,
+            max=1000.0,
+            step=0.1,
+            optional=True,
+            advanced=True,
+            tooltip="Only layers whose longer side is at most so many times the shorter one; from "
+            "1. 0: as 'layers' says, which is below 3 for selected, and up to 4 in the first block "
+            "and in attention. A target takes its place.",
+        ),
     ]
 
 
@@ -55,6 +79,17 @@ def lora_outputs() -> list[io.Output]:
     ]
 
 
-def lora_options(rank: int, layers: str = "all", target: str = "") -> ErrorLoraOptions:
-    """What the inputs say. Raises :class:`~roundsmith.errors.RecipeError`."""
-    return ErrorLoraOptions(rank=rank, layers=layers, target=target.strip() or None)
+def lora_options(
+    rank: int, layers: str = "all", target: str = "", depth: int = 0, aspect: float = 0.0
+) -> ErrorLoraOptions:
+    """What the inputs say; a depth or aspect of 0 leaves it to ``layers``.
+
+    Raises :class:`~roundsmith.errors.RecipeError`.
+    """
+    return ErrorLoraOptions(
+        rank=rank,
+        layers=layers,
+        target=target.strip() or None,
+        depth=depth or None,
+        aspect=aspect or None,
+    )

@@ -9,6 +9,7 @@ from typing import Any
 from comfy_api.latest import io, ui
 
 from ..bridge.results import Result
+from ..bridge.self_calibration import read_note
 from ..bridge.summaries import of_files, of_report
 from ..converters import Recipe, Report
 from ..converters.progress import human_bytes
@@ -20,8 +21,9 @@ def brief(report: Report) -> str:
     sizes = f"{report.bytes_before / 1e6:,.1f} → {report.bytes_after / 1e6:,.1f} MB"
     lines = [f"{sizes}, {report.quantized} layers quantized, {kept} kept"]
     lines += list(filter(None, (report.quality(), report.methods())))
-    if report.warnings:
-        count = len(report.warnings)
+    lines += [text for text in report.warnings if read_note(text)]
+    count = sum(not read_note(text) for text in report.warnings)
+    if count:
         lines.append(f"{count} note{'s' if count > 1 else ''}: see the report")
     return "\n".join(lines)
 

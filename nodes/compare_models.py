@@ -7,6 +7,7 @@ from typing import Any
 from comfy_api.latest import io, ui
 
 from ..bridge.comparing import Compared, compare_models
+from ..bridge.passes import temporary_folder
 from ..bridge.pictures import shown
 from ..bridge.summaries import of_comparison
 from ..converters.comparing import charts, pictures
@@ -65,7 +66,7 @@ class CompareModels(io.ComfyNode):
                     step=0.5,
                     advanced=True,
                     tooltip="Stop the run with an error where the final latent's SNR is below this "
-                    "many dB. 0: never.",
+                    "many dB; it names the files of the pictures. 0: never.",
                 ),
                 io.Int.Input(
                     "worst",
@@ -119,9 +120,10 @@ class CompareModels(io.ComfyNode):
         )
         comparison = found.comparison
         summary = comparison.summary()
-        comparison.require(min_snr or None, WAY_OUT)
         chart = pictures.to_tensor(charts.draw(comparison, worst))[None]
         beside = _side_by_side(found, chart)
+        if not comparison.passed(min_snr or None):
+            comparison.require(min_snr, f"{_saved(beside, chart, cls)}{WAY_OUT}")
         outputs = (
             quantized,
             beside,
@@ -133,6 +135,20 @@ class CompareModels(io.ComfyNode):
         )
         preview = ui.PreviewImage(beside, cls=cls)
         return with_result(outputs, of_comparison(comparison), summary, preview)
+
+
+def _saved(beside: Any, chart: Any, cls: type[io.ComfyNode]) -> str:
+    """Leave pictures ``[B, H, W, 3]`` where previews go, and say in an error which files."""
+    parts = {"chart": chart} if beside is chart else {"pictures": beside, "chart": chart}
+    said = ""
+    try:
+        for what, images in parts.items():
+            files = ui.PreviewImage(images, cls=cls).values
+            paths = (temporary_folder() / file["subfolder"] / file["filename"] for file in files)
+            said += f"{what}: {', '.join(map(str, paths))}; "
+    except OSError as error:  # a full disk: the scores matter more
+        said += f"no pictures could be saved ({error}); "
+    return said
 
 
 def _side_by_side(found: Compared, chart: Any) -> Any:

@@ -7,7 +7,7 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..bridge.file_tools import run_file_tool, version_of
-from ..bridge.scale_files import list_scale_files, resolve_scale_file
+from ..bridge.scale_files import list_loras, list_scale_files, resolve_lora, resolve_scale_file
 from ..bridge.summaries import of_scales
 from ..checkpoints.strict_json import parse_json
 from ..converters.corrections import CalibrateOptions, calibrate_file
@@ -27,7 +27,8 @@ class SetInputScales(io.ComfyNode):
             display_name="Set Input Scales",
             category="Roundsmith/files",
             description="Writes the fixed scales of layers' inputs (input_scale) into a quantized "
-            "file: measured, constant, or from another file. Everything else is copied as it is.",
+            "file: measured, constant, from another file, or estimated. Everything else is copied "
+            "as it is.",
             search_aliases=["input_scale", "scale_input", "activation scale", "static scale"],
             is_output_node=True,
             not_idempotent=True,
@@ -36,20 +37,7 @@ class SetInputScales(io.ComfyNode):
                 io.DynamicCombo.Input(
                     "scales",
                     options=[
-                        io.DynamicCombo.Option(
-                            "calibrated",
-                            [
-                                io.Float.Input(
-                                    "percentile",
-                                    default=99.9,
-                                    min=50.0,
-                                    max=100.0,
-                                    step=0.1,
-                                    tooltip="Of the inputs' magnitudes; what lies beyond is "
-                                    "clipped. 100: the largest.",
-                                )
-                            ],
-                        ),
+                        io.DynamicCombo.Option("calibrated", [_percentile()]),
                         io.DynamicCombo.Option(
                             "constant",
                             [
@@ -87,10 +75,24 @@ class SetInputScales(io.ComfyNode):
                             ],
                         ),
                         io.DynamicCombo.Option("weight", []),
+                        io.DynamicCombo.Option("random", _estimate_inputs()),
+                        io.DynamicCombo.Option(
+                            "lora",
+                            [
+                                io.Combo.Input(
+                                    "lora",
+                                    options=list_loras(),
+                                    tooltip="A LoRA of this model. Layers that it does not change "
+                                    "are left as they are.",
+                                ),
+                                *_estimate_inputs(),
+                            ],
+                        ),
                     ],
                     tooltip="calibrated: from the calibration that is connected. constant: the "
                     "same for all. file, json: imported. weight: the weight's own scale, as T5 "
-                    "files have it.",
+                    "files have it. random, lora: estimates without measured activations, from "
+                    "random inputs or along a LoRA's directions; prefer calibrated.",
                 ),
                 layers_input(
                     "Only layers in whose name this regular expression is found. Empty: all."
@@ -132,12 +134,49 @@ class SetInputScales(io.ComfyNode):
         return with_result((report.path, table, report.json()), of_scales(report), table)
 
 
+def _percentile() -> io.Float.Input:
+    return io.Float.Input(
+        "percentile",
+        default=99.9,
+        min=50.0,
+        max=100.0,
+        step=0.1,
+        tooltip="Of the inputs' magnitudes; what lies beyond is clipped. 100: the largest.",
+    )
+
+
+def _estimate_inputs() -> list[io.Input]:
+    """Of the estimates, where nothing was measured."""
+    return [
+        io.Int.Input(
+            "samples",
+            default=CalibrateOptions.model_fields["samples"].default,
+            min=1,
+            max=65536,
+            tooltip="Random tokens that each layer's range is estimated from; none is measured.",
+        ),
+        _percentile(),
+        io.Int.Input(
+            "seed",
+            default=0,
+            min=0,
+            max=2**31 - 1,
+            control_after_generate=False,
+            tooltip="Of the random tokens.",
+        ),
+    ]
+
+
 def _options(scales: dict[str, Any], layers: str | None) -> CalibrateOptions:
     kind = scales["scales"]
     if kind == "calibrated":
         return CalibrateOptions(percentile=scales["percentile"], layers=layers)
     if kind == "constant":
         return CalibrateOptions(mode="constant", constant=scales["value"], layers=layers)
+    if kind in ("random", "lora"):
+        loras = (resolve_lora(scales["lora"]),) if kind == "lora" else ()
+        estimate = {key: scales[key] for key in ("samples", "percentile", "seed")}
+        return CalibrateOptions(mode=kind, loras=loras, layers=layers, **estimate)
     if kind == "weight":
         return CalibrateOptions(mode="weight", layers=layers)
     if kind == "file":

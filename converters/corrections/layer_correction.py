@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import suppress
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.linalg import vector_norm
 
+from ...errors import FormatError
 from ..calibration import Record
 from .bias import bias_correction
 from .error_lora import error_lora
@@ -90,7 +92,10 @@ def correct_layer(
     made = Correction(best.a, best.b, best.bias, best.method, note, weights, None)
     if base is None or scorer is None:
         return made
-    executed = None if run is None else scorer.executed(run, best, bias_error)
+    executed = None
+    if run is not None:
+        with suppress(FormatError):  # the installed comfy-kitchen cannot run it
+            executed = scorer.executed(run, best, bias_error)
     return made._replace(outputs=(base, best.after), executed=executed)
 
 

@@ -22,6 +22,7 @@ from .support import (
     tokens_seen,
     with_lora,
 )
+from .tiny import tiny_model
 
 SETTINGS = {"steps": 3, "cfg": 2.5, "sampler_name": "euler", "scheduler": "simple"}
 OTHER = "a handwritten seven"
@@ -100,6 +101,23 @@ def test_both_guidance_branches_are_recorded(calibrated):
     kept = {tuple(row) for row in calibrated.record("txt_in").tokens.float().tolist()}
     for prompt in prompts:
         assert kept & {tuple(row) for row in prompt[0].bfloat16().float().tolist()}
+
+
+def test_a_video():
+    """A latent of frames, two seeds; the latent is KSampler's."""
+    model = tiny_model("wan 2.1 text to video")
+    start = {"samples": torch.zeros(1, 16, 3, 8, 8)}
+    prompts = [[[torch.randn(1, 5, 48), {}]] for _ in range(2)]
+    with torch.inference_mode():
+        calibration, got = calibrate_sampler(model, *prompts, start, (1, 2), **SETTINGS)
+        expected = nodes.common_ksampler(
+            *(model, 1, *SETTINGS.values(), *prompts, start), denoise=1.0
+        )[0]
+    assert torch.equal(got["samples"], expected["samples"]) and got["samples"].ndim == 5
+    assert not calibration.unreached
+    patches = 3 * 4 * 4
+    assert calibration.record("blocks.0.self_attn.q").count == 2 * 2 * 3 * patches
+    assert calibration.settings["passes"] == 1
 
 
 def test_settings_say_how_it_was_made(calibrated):

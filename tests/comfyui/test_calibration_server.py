@@ -92,18 +92,24 @@ def test_calibrate_save_load_merge(server):
     assert (ended["run"], ended["runs"], ended["step"], ended["steps"]) == (2, 2, 2, 2)
     (result,) = outputs["5"]["roundsmith"]
     assert result["facts"]["layers"] == len(calibration.layers)
+    assert result["facts"]["passes"] == 1 and result["facts"]["slowdown"] > 1
     bars = [d["nodes"]["5"] for k, d in server.messages
             if k == "progress_state" and "5" in d["nodes"]]  # fmt: skip
     assert max(bar["max"] for bar in bars) == 4, "one bar over both runs"
-    name = "output/demo_00001_.safetensors"
+    server.run(calibration_graph("calibrations/demo", seed=9))
     prompt = {
-        "1": ours("LoadCalibration", calibration=name),
-        "2": ours("MergeCalibrations", first=["1", 0], second=["1", 0]),
-        "3": ours("SaveCalibration", calibration=["2", 0], filename_prefix="calibrations/both"),
+        "1": ours("LoadCalibration", calibration="output/demo_00001_.safetensors"),
+        "2": ours("LoadCalibration", calibration="output/demo_00002_.safetensors"),
+        "3": ours("MergeCalibrations", first=["1", 0], second=["2", 0]),
+        "4": ours("SaveCalibration", calibration=["3", 0], filename_prefix="calibrations/both"),
     }
-    server.run(prompt)
+    (result,) = server.run(prompt)["3"]["roundsmith"]
+    assert result["facts"]["passes"] is None, "each of the runs has its own"
     (both,) = saved(server, "calibrations/both")
     assert both.record("img_in").count == 2 * calibration.record("img_in").count
+    prompt["3"]["inputs"]["second"] = ["1", 0]
+    with pytest.raises(PromptError, match="of the same run"):
+        server.run(prompt)
 
 
 @pytest.mark.parametrize(

@@ -17,11 +17,9 @@ from roundsmith.bridge.comparing import compare_models
 from roundsmith.bridge.pictures import shown
 from roundsmith.bridge.quantizing import quantize_model
 from roundsmith.converters import Recipe
-from roundsmith.errors import QualityError, RoundsmithError
-from roundsmith.nodes.compare_models import CompareModels
-from roundsmith.tests.models import MODEL_FILE, QUANTIZED_FILE, TEXT_ENCODER_FILE, VAE_FILE
+from roundsmith.errors import RoundsmithError
+from roundsmith.tests.models import VAE_FILE
 
-from .client import PromptError
 from .support import (
     conditioning,
     hooks_on,
@@ -278,102 +276,3 @@ def test_cancel_stops_in_either_run(demo, moment, monkeypatch):
         compare(reference, other, steps=10)
     assert len(steps) == round(moment * 20)
     assert hooks_on(reference.model) == hooks_on(other.model) == 0
-
-
-@pytest.fixture
-def run_node(demo, quantized, monkeypatch):
-    """Execute the node on the demo model and a format's file."""
-    monkeypatch.setattr("roundsmith.nodes.compare_models.ui.PreviewImage", _NoPreview)
-
-    def run(format="nvfp4", **options):
-        prompt = conditioning()
-        latent = {"samples": torch.zeros(1, 16, 8, 8)}
-        with torch.inference_mode():
-            return CompareModels.execute(
-                *(load_stock(demo), load_stock(quantized(format)), prompt, prompt, latent, 1),
-                *(STEPS, 1.0, "euler", "simple"),
-                **options,
-            )
-
-    return run
-
-
-class _NoPreview:
-    def __init__(self, *_, **__):
-        pass
-
-    def as_dict(self):
-        return {"images": []}
-
-
-def test_what_the_node_gives(run_node, vae):
-    model, beside, chart, *latents, score, report = run_node(vae=vae).result
-    assert model.model.model_config.unet_config["image_model"] == "flux"
-    assert beside.shape == (1, 256 + 28, 3 * 256 + 8, 3)
-    assert chart.ndim == 4 and chart.shape[-1] == 3 and chart.min() >= 0 and chart.max() <= 1
-    expected = snr(latents[1]["samples"], latents[0]["samples"])
-    assert score == pytest.approx(expected, abs=1e-3)
-    assert "executed dB" in report and "... and" in report
-
-
-def test_the_threshold_fails_the_run(run_node):
-    assert run_node(min_snr=5.0).result[5] > 5
-    with pytest.raises(QualityError, match=r"final latent: the SNR is \d\d\.\d dB, below 90 dB"):
-        run_node(min_snr=90.0)
-    with pytest.raises(QualityError, match=r"worst layers: \S+ \(.*dB\), \S+ \(.*dB\), \S+ \("):
-        run_node(min_snr=90.0)
-
-
-def test_over_the_server(server):
-    """In a graph: pictures and text on the node; below the threshold the run fails by name."""
-    inputs = {
-        "reference": ["1", 0],
-        "quantized": ["2", 0],
-        "positive": ["4", 0],
-        "negative": ["4", 0],
-        "latent_image": ["5", 0],
-        "vae": ["6", 0],
-        "seed": 3,
-        "steps": 2,
-        "cfg": 1.0,
-        "sampler_name": "euler",
-        "scheduler": "simple",
-        "denoise": 1.0,
-        "min_snr": 10.0,
-        "worst": 4,
-    }
-    loader = "RoundsmithLoadDiffusionModel"
-    prompt = {
-        "1": {"class_type": loader, "inputs": {"unet_name": MODEL_FILE}},
-        "2": {"class_type": loader, "inputs": {"unet_name": QUANTIZED_FILE}},
-        "3": {
-            "class_type": "CLIPLoader",
-            "inputs": {"clip_name": TEXT_ENCODER_FILE, "type": "stable_diffusion"},
-        },
-        "4": {"class_type": "CLIPTextEncode", "inputs": {"clip": ["3", 0], "text": "a four"}},
-        "5": {
-            "class_type": "EmptySD3LatentImage",
-            "inputs": {"width": 64, "height": 64, "batch_size": 1},
-        },
-        "6": {"class_type": "VAELoader", "inputs": {"vae_name": VAE_FILE}},
-        "7": {"class_type": "RoundsmithCompareModels", "inputs": inputs},
-        "8": {
-            "class_type": "RoundsmithSaveModel",
-            "inputs": {"model": ["7", 0], "filename_prefix": "compared/good"},
-        },
-    }
-    folder = server.base / "output" / "compared"
-    server.messages.clear()
-    shown_on_node = server.run(prompt)["7"]
-    assert shown_on_node["images"] and "final latent" in shown_on_node["text"][0]
-    told = [data for kind, data in server.messages if kind == "roundsmith.progress"]
-    stages = list(dict.fromkeys(m["stage"] for m in told if m["node"] == "7"))
-    assert stages == ["reference", "scoring", "compared"]
-    (result,) = shown_on_node["roundsmith"]
-    assert result["facts"]["snr"] > 10 and result["report"]
-    assert [path.name[:4] for path in folder.iterdir()] == ["good"]
-    prompt["7"]["inputs"]["min_snr"] = 150.0
-    prompt["8"]["inputs"]["filename_prefix"] = "compared/bad"
-    with pytest.raises(PromptError, match=r"below 150 dB.*worst layers: .*exclude"):
-        server.run(prompt)
-    assert [path.name[:4] for path in folder.iterdir()] == ["good"], "a saver behind it did not run"

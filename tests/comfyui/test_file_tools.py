@@ -19,7 +19,7 @@ from roundsmith.nodes.inspect_file import InspectFile
 from roundsmith.nodes.make_hybrid import MakeHybrid
 from roundsmith.nodes.set_input_scales import SetInputScales
 
-from .support import load_ours, load_stock, sample
+from .support import load_ours, load_stock, lora, sample
 
 NOTHING = {"write": "nothing"}
 
@@ -186,6 +186,33 @@ def test_measured_scales(base, demo, fp8):
     assert "single_blocks.0.linear1" in report
 
 
+def test_estimated_scales(base, fp8):
+    """From nothing, and from a LoRA: never without saying that they are no measurements."""
+    layer = "single_blocks.0.linear1"
+    save_file(lora(), base / "models" / "loras" / "directions.safetensors")
+    settings = {"samples": 32, "percentile": 100.0}
+    found = {}
+    for kind, more in (("random", {}), ("lora", {"lora": "directions.safetensors"})):
+        for seed in (0, 1):
+            scales = {"scales": kind, "seed": seed, **settings, **more}
+            path, report, text = SetInputScales.execute(
+                fp8, scales, layers=layer, **destination(f"{kind}-{seed}")
+            ).args
+            assert "warning: input scales are estimates: no measured activations" in report
+            assert json.loads(text)["mode"] == kind
+            found[kind, seed] = float(load_file(path)[f"{layer}.input_scale"])
+    assert len(set(found.values())) == 4
+    assert all(2 / 448 < scale < 8 / 448 for scale in found.values()), "of Gaussian inputs"
+
+
+@pytest.mark.parametrize("name", ["../x.safetensors", "/etc/passwd", "no.safetensors", "a.txt", ""])
+def test_only_comfyuis_loras_are_read(base, fp8, name):
+    (base / "models" / "loras" / "a.txt").write_text("no LoRA", encoding="utf-8")
+    scales = {"scales": "lora", "lora": name, "samples": 8, "percentile": 99.9, "seed": 0}
+    with pytest.raises(CheckpointError, match="not among"):
+        SetInputScales.execute(fp8, scales, **NOTHING)
+
+
 def test_inspect_draws_and_scores(base, fp8, demo):
     result = InspectFile.execute(fp8, original=f"diffusion_models/{demo.name}")
     table, text, chart = result.args
@@ -214,6 +241,20 @@ def test_an_error_lora_from_files(base, demo, quantized):
     lora = load_file(path)
     assert lora["diffusion_model.single_blocks.0.linear1.lora_A.weight"].shape[0] == 8
     assert "single_blocks.0.linear1" in report
+
+
+def test_an_error_lora_of_the_first_blocks(base, demo, quantized):
+    files = [f"diffusion_models/{path.name}" for path in (demo, quantized("nvfp4"))]
+    made = {}
+    for index, chosen in enumerate(({}, {"depth": 2}, {"depth": 2, "aspect": 1.0})):
+        path, _ = ExtractErrorLoraFile.execute(
+            *files, 4, f"loras/blocks-{index}", layers="selected", **chosen
+        ).args
+        names = {name.rpartition(".lora_")[0] for name in load_file(path)}
+        made[index] = {name.removeprefix("diffusion_model.") for name in names}
+    assert made[0] and not any("blocks.1." in name for name in made[0])
+    assert made[0] < made[1] and any("blocks.1." in name for name in made[1])
+    assert made[2] == {name for name in made[1] if name.endswith("attn.proj")}
 
 
 def test_a_cancelled_run_leaves_nothing(base, fp8, monkeypatch):

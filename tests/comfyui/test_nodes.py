@@ -10,10 +10,12 @@ import pytest
 import roundsmith
 from roundsmith import dev
 from roundsmith.converters import Recipe
+from roundsmith.converters.corrections import ErrorLoraOptions
 from roundsmith.converters.recipe import Rounding
 from roundsmith.errors import RecipeError
 from roundsmith.layouts import formats
 from roundsmith.nodes import NODES
+from roundsmith.nodes._error_lora import lora_options
 from roundsmith.nodes._recipe import make_recipe
 
 
@@ -100,6 +102,31 @@ def test_every_default_makes_a_recipe(base):
         if fmt.group_sizes:
             chosen["group_size"] = str(fmt.group_sizes[-1])
         assert make_recipe(chosen, exclude="a\n\n b ").exclude == ("a", "b")
+
+
+@pytest.mark.parametrize("name", ["ExtractErrorLora", "ExtractErrorLoraFile"])
+def test_an_error_lora_takes_few_blocks_and_shapes(base, name):
+    """What came later is last and optional, so that older workflows keep their values."""
+    schema = next(n for n in NODES if n.__name__ == name).GET_SCHEMA()
+    added = schema.inputs[-2:]
+    assert [item.id for item in added] == ["depth", "aspect"]
+    assert all(item.optional and item.advanced for item in added)
+    shown = {item.id: item.default for item in added}
+    assert lora_options(8, "selected", **shown) == ErrorLoraOptions(rank=8, layers="selected")
+    options = lora_options(8, "selected", depth=3, aspect=2.5)
+    assert (options.depth, options.aspect) == (3, 2.5)
+    with pytest.raises(RecipeError, match="aspect"):
+        lora_options(8, aspect=0.5)
+
+
+def test_estimated_scales_are_last_and_called_estimates(base):
+    schema = next(n for n in NODES if n.__name__ == "SetInputScales").GET_SCHEMA()
+    choice = next(i for i in schema.inputs if i.id == "scales")
+    assert [o.key for o in choice.options][-2:] == ["random", "lora"]
+    assert "estimates without measured activations" in choice.tooltip
+    shown = {o.key: {i.id: getattr(i, "default", None) for i in o.inputs} for o in choice.options}
+    expected = {"samples": 64, "percentile": 99.9, "seed": 0}
+    assert shown["random"] == expected and shown["lora"] == {"lora": None, **expected}
 
 
 def test_tensor_scales_and_automatic_rotation_do_not_clash(base):

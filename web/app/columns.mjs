@@ -24,6 +24,7 @@ export const COLUMNS = [
   { key: "bytes_after", ...size },
   { key: "method", ...text, width: "100px" },
   { key: "executed_snr", ...db },
+  { key: "executed_snr_after", ...db },
   { key: "output_snr", ...db },
   { key: "output_snr_after", ...db },
   { key: "gain", ...db },

@@ -1,7 +1,7 @@
 /** A result in a few lines. It comes from a workflow's file: nothing of it is taken on trust. */
 
 import { h } from "./dom.mjs";
-import { bytes, decibels } from "./format.mjs";
+import { bytes, decibels, duration } from "./format.mjs";
 import { t } from "./text.mjs";
 
 const number = Number.isFinite;
@@ -20,6 +20,7 @@ export function summary(result, open) {
     size(facts),
     quality(result.kind, facts).map((text) => h("div", {}, text)),
     lines(result.kind, facts).map((text) => h("div", { class: "roundsmith-quiet" }, text)),
+    calibrated(facts.calibrated),
     warnings.length ? warned(warnings, result.hidden) : null,
     result.report
       ? h("button", { class: "roundsmith-button", type: "button", onclick: open }, t("details"))
@@ -54,12 +55,14 @@ function quality(kind, facts) {
   }[kind];
   const measured = number(facts.executed_snr) || number(facts.output_snr);
   const gain = number(facts.gain) ? `${facts.gain >= 0 ? "+" : "−"}${decibels(Math.abs(facts.gain))}` : "";
+  // Of exact activations: said where the SNR shown above is another.
+  const exact = number(facts.executed_snr) && decibels(facts.executed_snr) !== decibels(facts.output_snr);
   return [
     own,
     number(facts.psnr) && t("psnr", { value: decibels(facts.psnr) }),
     value("executedSnr", facts.executed_snr),
     value("exactSnr", facts.output_snr),
-    gain && t(kind === "lora" ? "loraGain" : "overNearest", { gain }),
+    gain && t(kind === "lora" ? "loraGain" : exact ? "overNearestExact" : "overNearest", { gain }),
     measured ? "" : value(kind === "inspect" && !facts.against ? "estimatedSnr" : "weightsSnr", facts.weight_snr),
   ].filter(Boolean);
 }
@@ -82,11 +85,33 @@ function lines(kind, facts) {
     kind === "change" && !facts.file && t("notWritten"),
     number(facts.corrected) && t("corrected", { count: facts.corrected, all: facts.layers }),
     kind === "calibration" && t("recorded", { layers: facts.layers, seen: facts.seen, used: facts.used }),
+    kind === "calibration" && passes(facts),
     number(facts.scales) && t("scales", { count: facts.scales }),
     facts.worst?.length && t("worst", { names: facts.worst.join(", ") }),
     facts.hint && String(facts.hint),
     ...Object.entries(kind === "saved" ? facts.files ?? {} : {}).map(([name, n]) => `${name}: ${bytes(n)}`),
   ].filter(Boolean);
+}
+
+/** How often everything was sampled to record it, and how much slower that was. */
+function passes({ passes: count, slowdown }) {
+  const often = number(count) && t(count === 1 ? "onePass" : "passes", { count });
+  const slower = number(slowdown) && t("slowdown", { factor: slowdown.toFixed(1) });
+  return [often, slower].filter(Boolean).join(", ");
+}
+
+/** Whether a model that nobody calibrated did so itself (`bridge/self_calibration.py: read_note`). */
+function calibrated(told) {
+  if (!told || typeof told !== "object") {
+    return null;
+  }
+  if (told.why !== undefined) {
+    return h("div", { class: "roundsmith-warning" }, t("notCalibrated", { why: told.why }));
+  }
+  const [key, count] = number(told.runs) ? ["calibratedRuns", told.runs] : ["calibratedTexts", told.texts];
+  return number(count) && number(told.seconds)
+    ? h("div", { class: "roundsmith-quiet" }, t(key, { count, time: duration(told.seconds) }))
+    : null;
 }
 
 /** `{a: 2, b: 1}` → `2 × a, 1 × b`; with `show`, `a 2 KB, b 1 KB`. */
