@@ -149,7 +149,16 @@ class Frontend:
 
     def picture(self, number: int, scale: float = 1.0, margin: int = 16) -> Image.Image:
         """A node as the canvas shows it, with this much of what is around it."""
-        box = self.page.evaluate(
+        self._center(number, scale, margin)
+        self.page.wait_for_function(PAINTED, arg=number, timeout=60_000)
+        self.page.wait_for_timeout(600)
+        box = self._center(number, scale, margin)  # what is drawn on it may have made it grow
+        self.page.wait_for_timeout(300)
+        return Image.open(io.BytesIO(self.page.screenshot(clip=box))).convert("RGB")
+
+    def _center(self, number: int, scale: float, margin: int) -> Any:
+        """Look at a node; returns its place in the page, in pixels."""
+        return self.page.evaluate(
             """([number, scale, margin]) => {
             const node = window.app.graph.getNodeById(number)
             const title = window.LiteGraph.NODE_TITLE_HEIGHT
@@ -166,9 +175,6 @@ class Frontend:
           }""",
             [number, scale, margin],
         )
-        self.page.wait_for_function(PAINTED, arg=number, timeout=60_000)
-        self.page.wait_for_timeout(600)
-        return Image.open(io.BytesIO(self.page.screenshot(clip=box))).convert("RGB")
 
 
 @contextmanager

@@ -49,14 +49,14 @@ def calibrate(seeds: int) -> Node:
     """The node that records what the layers see."""
     widgets = {"seed": 100, "seeds": seeds, **SAMPLED}
     links = {"model": "unet", **CONDITIONS}
-    return Node("calibrate", "RoundsmithCalibrateSampler", links, widgets, height=450)
+    return Node("calibrate", "RoundsmithCalibrateSampler", links, widgets, height=500)
 
 
 def compare(key: str, quantized: str, title: str, least: float, reference: str = "unet") -> Node:
     """A comparison of the original with a model, on a seed that was not calibrated on."""
     links = {"reference": reference, "quantized": quantized, **CONDITIONS, "vae": "vae"}
     widgets = {"seed": 7, "min_snr": least, **SAMPLED}
-    return Node(key, "RoundsmithCompareModels", links, widgets, title, 700)
+    return Node(key, "RoundsmithCompareModels", links, widgets, title, 800)
 
 
 def inspect(file: str) -> Node:
@@ -75,7 +75,7 @@ QUANTIZE_AND_SAMPLE = Template(
     (
         Column(380, (note("quantize-and-sample"),)),
         Column(340, (UNET, CLIP, VAE)),
-        Column(340, (Node("quantize", "RoundsmithQuantizeModel", {"model": "unet"}, height=440),)),
+        Column(340, (Node("quantize", "RoundsmithQuantizeModel", {"model": "unet"}, height=610),)),
         Column(340, (prompt("three"), NEGATIVE, EMPTY)),
         Column(320, (sampler("quantize"), DECODE)),
         Column(380, (SCALE, SAVE)),
@@ -94,7 +94,7 @@ CALIBRATE_QUANTIZE_COMPARE = Template(
         Column(370, (
             calibrate(4),
             Node("quantize", "RoundsmithQuantizeModel",
-                 {"model": "unet", "calibration": "calibrate"}, height=450),
+                 {"model": "unet", "calibration": "calibrate"}, height=590),
         )),
         Column(330, (sampler("quantize"), DECODE, SCALE, SAVE)),
         Column(520, (
@@ -129,7 +129,7 @@ QUANTIZE_TEXT_ENCODER = Template(
         Column(380, (note("quantize-text-encoder"),)),
         Column(340, (CLIP, UNET, VAE)),
         Column(360, (
-            Node("quantize", "RoundsmithQuantizeCLIP", {"clip": "clip"}, height=440),
+            Node("quantize", "RoundsmithQuantizeCLIP", {"clip": "clip"}, height=610),
             Node("keep", "RoundsmithSaveCLIP", {"clip": "quantize"}, height=150),
         )),
         Column(340, (prompt("five", "quantize"), NEGATIVE, EMPTY)),
@@ -149,7 +149,7 @@ BAKE_LORAS_AND_QUANTIZE = Template(
             CLIP, VAE,
         )),
         Column(360, (
-            Node("quantize", "RoundsmithQuantizeModel", {"model": "lora"}, height=440),
+            Node("quantize", "RoundsmithQuantizeModel", {"model": "lora"}, height=610),
             Node("keep", "RoundsmithSaveModel", {"model": "quantize"},
                  {"filename_prefix": "diffusion_models/roundsmith-with-lora"}, height=150),
         )),
@@ -172,13 +172,13 @@ PLAN_TO_A_BUDGET = Template(
             calibrate(2),
             Node("budget", "RoundsmithFitToBudget", {"calibration": "calibrate"},
                  {"source": SOURCE + MODEL_FILE, "target": "bits a weight", "target.bits": 6.0},
-                 height=330),
+                 height=440),
         )),
         Column(380, (
             Node("quantize", "RoundsmithQuantizeModel",
-                 {"model": "unet", "calibration": "calibrate", "recipe": "budget"}, height=450),
+                 {"model": "unet", "calibration": "calibrate", "recipe": "budget"}, height=590),
             Node("plan", "RoundsmithPlanQuantization", {"recipe": "budget"},
-                 {"source": SOURCE + MODEL_FILE}, height=450),
+                 {"source": SOURCE + MODEL_FILE}, height=560),
         )),
         Column(320, (sampler("quantize"), DECODE)),
         Column(380, (SCALE, SAVE)),
@@ -194,7 +194,7 @@ REPAIR_OLD_CHECKPOINT = Template(
         Column(460, (inspect(LEGACY_FILE),)),
         Column(460, (
             Node("convert", "RoundsmithConvertLegacy",
-                 widgets={"source": SOURCE + LEGACY_FILE, "overwrite": True}, height=480),
+                 widgets={"source": SOURCE + LEGACY_FILE, "overwrite": True}, height=600),
         )),
         Column(360, (
             Node("model", "RoundsmithLoadDiffusionModel", widgets={"unet_name": LEGACY_FILE}),
@@ -213,7 +213,7 @@ MAKE_HYBRID_MXFP8 = Template(
         Column(380, (note("make-hybrid-mxfp8"),)),
         Column(440, (
             Node("hybrid", "RoundsmithMakeHybrid",
-                 widgets={"source": SOURCE + MXFP8_FILE, "overwrite": True}, height=400),
+                 widgets={"source": SOURCE + MXFP8_FILE, "overwrite": True}, height=520),
         )),
         Column(360, (
             Node("model", "RoundsmithLoadDiffusionModel", widgets={"unet_name": MXFP8_FILE}),
@@ -240,7 +240,7 @@ ERROR_LORA = Template(
             calibrate(2),
             Node("extract", "RoundsmithExtractErrorLora",
                  {"original": "unet", "quantized": "model", "calibration": "calibrate"},
-                 {"filename_prefix": "loras/roundsmith-error"}, height=330),
+                 {"filename_prefix": "loras/roundsmith-error"}, height=460),
             Node("lora", "LoraLoaderBypassModelOnly", {"model": "model"},
                  {"lora_name": ERROR_LORA_FILE}),
         )),
