@@ -128,7 +128,6 @@ def _quantize(
             _convert(source, recipe, statistics, journal, dtype is None)
             for source in sources.values()
         ]
-        journal.clear()
         clone = clone_structure(patcher.model, patcher)
         for part in parts:
             _put_layers(clone, part, patcher, operations, dtype)
@@ -150,8 +149,9 @@ def _quantize(
     for note in notes:
         logging.warning("Roundsmith: %s", note)
     finished(patcher)
+    journal.clear()
     first = parts[0].report
-    told = (statistics.note,) if statistics.note not in ("", *first.warnings) else ()
+    told = (statistics.note,) if statistics.note else ()
     parts[0].report = replace(first, warnings=(*first.warnings, *told, *notes))
     return new, parts
 

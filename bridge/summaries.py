@@ -213,13 +213,14 @@ def of_scales(report: CalibrateReport) -> Result:
 
 def of_error_lora(report: ErrorLoraReport) -> Result:
     """What an error LoRA takes back."""
+    executed = report.gain("executed")
     facts = {
         "file": Path(report.path).name,
         "bytes_after": report.bytes,
         "corrected": len(report.corrected),
         "layers": len(report.layers),
-        "gain": report.gain("executed"),
-        "exact_gain": report.gain("output"),
+        "gain": report.gain("output") if executed is None else executed,
+        "executed": executed is not None,
         "weight_gain": report.gain("weight"),
         "hint": HOW_TO_APPLY,
     }

@@ -104,8 +104,8 @@ def convert(
     warnings += statistics.warnings(plan)
     if journal is not None:
         warnings += [journal.note] if journal.note else []
-        if journal.reused:
-            warnings.append(f"{journal.reused} layers were finished in a run before, and reused")
+        if solver.reused:
+            warnings.append(f"{solver.reused} layers were finished in a run before, and reused")
     seconds = time.perf_counter() - began
     return make_report(plan, run.outcomes, warnings, seconds)
 
@@ -185,7 +185,7 @@ class _Run:
         return {
             layer: f"{layer}.bias"
             for layer in layers
-            if f"{layer}.bias" in copied and self.statistics.record(layer) is not None
+            if f"{layer}.bias" in copied and self.statistics.has(layer)
         }
 
     def _tick(self) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import time
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
@@ -21,6 +22,7 @@ from torch import Tensor
 
 _VERSION = 1  # of the solvers: raised when the same input gives another result
 _SUFFIX = ".layer.safetensors"
+_DAY = 24 * 60 * 60.0
 
 
 class Finished(NamedTuple):
@@ -39,14 +41,13 @@ class Journal:
 
     Attributes:
         note: why nothing is kept, or "".
-        reused: layers that were found.
     """
 
     def __init__(self, folder: Path, shared: bool = False) -> None:
         self.folder, self.shared = folder, shared
         self.note = ""
-        self.reused = 0
-        self._mine: set[Path] = set()
+        self._used: set[Path] = set()
+        self._made: set[Path] = set()
 
     @staticmethod
     def key(settings: str, tensors: Iterable[Tensor]) -> str:
@@ -70,9 +71,12 @@ class Journal:
                 found = Finished(parts, facts)
         except (OSError, SafetensorError, ValueError, KeyError):  # half-written: solve it again
             return None
-        self.reused += 1
-        self._mine.add(path)
+        self._used.add(path)
         return found
+
+    def made(self, key: str) -> bool:
+        """Whether a layer was finished in this run, not in one before."""
+        return self._path(key) in self._made
 
     def keep(self, key: str, layer: Finished) -> None:
         """Remember a finished layer; appears under its name only when complete."""
@@ -85,19 +89,21 @@ class Journal:
             self.folder.mkdir(parents=True, exist_ok=True)
             save_file(tensors, partial, {"facts": json.dumps(layer.facts)})
             partial.replace(path)
-            self._mine.add(path)
+            self._made.add(path)
         except (OSError, SafetensorError) as error:
             self.note = f"finished layers cannot be kept in {self.folder}: {error}"
             with suppress(OSError):
                 partial.unlink()
 
     def clear(self) -> None:
-        """Forget all layers, in a shared folder those of this run: it is complete. Files that are
-        not layers stay."""
+        """Forget all layers: the run is complete. In a shared folder those of this run, and those
+        nobody came back for in a day. Files that are not layers stay."""
+        for path in (*self.folder.glob(f"*{_SUFFIX}"), *self.folder.glob("*.part")):
+            with suppress(OSError):
+                old = time.time() - path.stat().st_mtime > _DAY
+                if not self.shared or old or path in self._used | self._made:
+                    path.unlink()
         with suppress(OSError):
-            every = (*self.folder.glob(f"*{_SUFFIX}"), *self.folder.glob("*.part"))
-            for path in self._mine if self.shared else every:
-                path.unlink(missing_ok=True)
             self.folder.rmdir()
 
     def _path(self, key: str) -> Path:

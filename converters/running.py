@@ -7,10 +7,23 @@ from torch import Tensor
 
 from ..layouts import executed_linear
 from .model import ModelView
+from .preset_files import own_presets
+from .presets import resolve
 from .stored import parts_of
 
 
-def run_layer(view: ModelView, name: str, x: Tensor, bias: Tensor | None = None) -> Tensor:
+def decodes_weights(view: ModelView) -> bool:
+    """Whether ComfyUI decodes every weight of such a model before its product: text encoders'."""
+    return resolve("auto", view.names, own_presets(None)).detection.kind == "text_encoder"
+
+
+def run_layer(
+    view: ModelView,
+    name: str,
+    x: Tensor,
+    bias: Tensor | None = None,
+    decodes: bool = False,
+) -> Tensor:
     """What ComfyUI's linear layer computes of ``x``: in float32 on a CPU, in bfloat16 on a GPU.
 
     Args:
@@ -18,6 +31,7 @@ def run_layer(view: ModelView, name: str, x: Tensor, bias: Tensor | None = None)
         name: of the layer's weight, quantized or not.
         x: inputs ``[T, N]``, on the device to run on.
         bias: ``[M]``, to add; or None.
+        decodes: weights are decoded before the product (see :func:`decodes_weights`).
 
     Returns:
         ``[T, M]``.
@@ -38,6 +52,6 @@ def run_layer(view: ModelView, name: str, x: Tensor, bias: Tensor | None = None)
             stored.format.read(parts, stored.conf, dtype=dtype),
             x.to(dtype),
             None if scale is None or scale.numel() != 1 else scale.reshape(()).float(),
-            bool(stored.conf.get("full_precision_matrix_mult", False)),
+            decodes or bool(stored.conf.get("full_precision_matrix_mult", False)),
         )
     return y if bias is None else y + bias.to(y.device, y.dtype)

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from .calibration import Record
 
 _EXECUTED_TOKENS = 256
-_SHARED = {"calibrated", "learned", "seed", "input_scale_percentile", "input_scales"}
+_SHARED = {"calibrated", "learned", "seed", "input_scale_percentile"}
 InputScale = Callable[[TensorPlan, "Record | None", Mapping[str, Tensor]], float | None]
 
 
@@ -66,6 +66,8 @@ class LayerSolver:
     ) -> None:
         self.rows, self.recipe, self.journal, self.decodes = rows, recipe, journal, decodes
         self.input_scale = input_scale
+        self.reused = 0
+        """Layers that were finished in a run before."""
 
     def quantize(
         self, t: TensorPlan, record: Record | None, bias: str | None, sink: Sink
@@ -90,23 +92,30 @@ class LayerSolver:
         key = ""
         found = None
         if self.journal is not None:
-            key = self.journal.key(self._settings(t), _fingerprint(w, record, old_bias))
+            known = _fingerprint(w, record, old_bias)
+            key = self.journal.key(self._settings(t, record), known)
             found = self.journal.find(key)
-        if found is None or not _fits(found, t):
+        if found is not None and not _fits(found, t):
+            found = None
+        if found is None:
             with self.rows.workers.idle():
                 found = self._solve_somewhere(t, w, record, old_bias)
             found.facts["seconds"] = time.perf_counter() - began
             if self.journal is not None:
                 self.journal.keep(key, found)
+        elif self.journal is not None and not self.journal.made(key):
+            self.reused += 1
         for suffix, part in found.parts.items():
             sink.write(f"{t.layer}.{suffix}", part)
         return Outcome(**found.facts), found.parts
 
-    def _settings(self, t: TensorPlan) -> str:
+    def _settings(self, t: TensorPlan, record: Record | None) -> str:
         assert t.options is not None
         shared = self.recipe.model_dump_json(include=_SHARED)
         mine = f"{t.spec} {t.input_scale} {t.options.rounding} {t.options.scale_search}"
-        return f"{mine} {self.rows.device.type} {self.decodes} {shared}"
+        scale = self.input_scale(t, record, {}) if t.input_scale == "imported" else ""
+        tokens = "" if record is None else record.summary
+        return f"{mine} {scale} {tokens} {self.rows.device.type} {self.decodes} {shared}"
 
     def _solve_somewhere(
         self, t: TensorPlan, w: Tensor, record: Record | None, bias: Tensor | None
@@ -317,6 +326,6 @@ def _corrected(
 def _fingerprint(w: Tensor, record: Record | None, bias: Tensor | None) -> list[Tensor]:
     known = [w] if bias is None else [w, bias]
     if record is not None:
-        known += [record.mean, record.absmax, record.tokens]
+        known += [record.mean, record.absmax, record.histogram, record.tokens]
         known += [] if record.moment is None else [record.moment]
     return known

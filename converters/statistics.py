@@ -41,8 +41,7 @@ class Statistics:
         self.notes: list[str] = []
         if calibration is not None:
             self.notes += [*calibration.check(Fingerprint.of_view(model)), *calibration.notes]
-        self.spoiled: dict[str, str] = {}
-        """Why a layer's statistics are of no use: "", or what is wrong with them."""
+        self._problems: dict[int, str] = {}
         path = recipe.input_scales
         self.imported: dict[str, float] = {}
         if path is not None:
@@ -52,22 +51,29 @@ class Statistics:
 
     def record(self, layer: str) -> Record | None:
         """Statistics of a layer's inputs; None where nothing was seen of it, or NaN or Inf."""
-        if self.calibration is None:
+        return self.calibration.record(layer) if self.calibration and self.has(layer) else None
+
+    def has(self, layer: str) -> bool:
+        """Whether :meth:`record` has something. A record is read for it once, whoever shares it."""
+        return self.problem(layer) == ""
+
+    def problem(self, layer: str) -> str | None:
+        """Why a layer's statistics are of no use, or ""; None where it was never reached."""
+        shelf = None if self.calibration is None else self.calibration.shelf(layer)
+        if shelf is None:
             return None
-        record = self.calibration.record(layer)
-        if record is None:
-            return None
-        if layer not in self.spoiled:
-            self.spoiled[layer] = record.problem()
-        return None if self.spoiled[layer] else record
+        if id(shelf) not in self._problems:
+            self._problems[id(shelf)] = shelf.load().problem()
+        return self._problems[id(shelf)]
 
     def why_none(self, t: TensorPlan) -> str:
         """Why a layer is rounded without statistics, where a person would expect them."""
         assert t.options is not None
         if t.options.rounding == "nearest":
             return ""
-        if self.spoiled.get(t.layer):
-            return f"no statistics: {self.spoiled[t.layer]}"
+        problem = self.problem(t.layer)
+        if problem:
+            return f"no statistics: {problem}"
         if self.calibration is not None:
             return "no statistics: the calibration run never reached it"
         if t.options.rounding == "calibrated":
@@ -86,7 +92,7 @@ class Statistics:
             return layer in self.imported
         if what == "few tokens":
             return self._tokens_a_call(layer) <= _FEW_TOKENS
-        return self.record(layer) is not None
+        return self.has(layer)
 
     def _tokens_a_call(self, layer: str) -> float:
         """Mean number of tokens in one call of the model; infinite where it is not known."""
@@ -97,10 +103,13 @@ class Statistics:
         calls = sum(run.get("calls") or 0 for run in runs)
         return summary.count / calls if calls else math.inf
 
-    def _is_few(self, layer: str) -> bool:
-        """Whether what was seen of a layer is too little to round against."""
-        record = self.record(layer)
-        return record is not None and record.summary.available - record.held_count < MIN_TOKENS
+    def _is_few(self, t: TensorPlan) -> bool:
+        """Whether what was seen of a layer is too little for how it is to be rounded."""
+        assert t.options is not None
+        summary = None if self.calibration is None else self.calibration.summary(t.layer)
+        if summary is None or t.options.rounding == "nearest" or not self.has(t.layer):
+            return False
+        return summary.available - summary.set_aside < MIN_TOKENS
 
     def input_scale(
         self, t: TensorPlan, record: Record | None, parts: Mapping[str, Tensor]
@@ -125,20 +134,18 @@ class Statistics:
         layers = [t for t in plan.tensors if t.action == "quantize"]
         found = list(self.notes)
         if self.calibration is not None:
-            without = [t.layer for t in layers if self.record(t.layer) is None]
-            spoiled = [layer for layer in without if self.spoiled.get(layer)]
-            unseen = [layer for layer in without if layer not in spoiled]
-            few = [layer for t in layers if self._is_few(layer := t.layer)]
+            unseen = [t.layer for t in layers if self.problem(t.layer) is None]
+            spoiled = [t.layer for t in layers if self.problem(t.layer)]
+            few = [t.layer for t in layers if self._is_few(t)]
+            without = "and were rounded without statistics"
             for those, what in (
-                (unseen, "were never reached in the calibration run"),
-                (spoiled, "have statistics that hold NaN or Inf (calibrate again)"),
-                (few, f"saw fewer than {MIN_TOKENS} tokens (calibrate on more)"),
-            ):
+                (unseen, f"were never reached in the calibration run {without}"),
+                (spoiled, f"have statistics with NaN, Inf or damage (calibrate again) {without}"),
+                (few, f"have fewer than {MIN_TOKENS} tokens to fit to (calibrate on more) and were "
+                      "not calibrated"),
+            ):  # fmt: skip
                 if those:
-                    found.append(
-                        f"{len(those)} of {len(layers)} layers {what} and were rounded without "
-                        f"statistics: {_few(those)}"
-                    )
+                    found.append(f"{len(those)} of {len(layers)} layers {what}: {_few(those)}")
         elif any(t.options is not None and t.options.rounding == "calibrated" for t in layers):
             found.append(
                 "rounding is 'calibrated', but no calibration was given: rounded without "

@@ -54,7 +54,7 @@ class Machine:
 CPU = Machine("cpu", name="cpu")
 
 
-_NO_ROOM = ("out of memory", "ALLOC_FAILED", "not enough memory", "can't allocate memory")
+_NO_ROOM = ("out of memory", "ALLOC_FAILED")
 
 
 def out_of_memory(error: BaseException) -> bool:

@@ -6,11 +6,9 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from ...errors import RecipeError
+from ..rounding.problem import MIN_TOKENS
 from .histogram import BINS
 from .record import HELD
-
-FEWEST_TOKENS = 64
-"""Below this many tokens of a layer nothing is rounded against them."""
 
 CHUNK = 2**19
 """Input values looked at at a time."""
@@ -56,7 +54,7 @@ def tokens_within(
 
     Raises RecipeError where not even the fewest useful number fits.
     """
-    fewest = min(FEWEST_TOKENS, max_tokens)
+    fewest = min(MIN_TOKENS, max_tokens)
     if memory is None or _fits(features, max_tokens, max_tokens, memory, stored):
         return max_tokens
     if not _fits(features, max_tokens, fewest, memory, stored):

@@ -10,10 +10,15 @@ from typing import Any
 import torch
 
 from ...errors import RoundsmithError
-from .budget import FEWEST_TOKENS
+from ..rounding.problem import MIN_TOKENS
 from .fingerprint import Fingerprint, normalised
 from .merging import merge_records
 from .record import Record, Summary
+
+_SAME_RUN = (
+    "both calibrations hold the same run: its tokens would count twice; merge runs on other "
+    "prompts or seeds, or use one of them alone"
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,8 +106,8 @@ class Calibration:
             "saw tokens with NaN or Inf, which were left out": [
                 n for n, s in shelves.items() if s.count and s.nonfinite
             ],
-            f"saw fewer than {FEWEST_TOKENS} tokens, too few to round against": [
-                n for n, s in shelves.items() if 0 < s.count < FEWEST_TOKENS
+            f"saw fewer than {MIN_TOKENS} tokens, too few to round against": [
+                n for n, s in shelves.items() if 0 < s.count < MIN_TOKENS
             ],
         }
         return [
@@ -114,7 +119,7 @@ class Calibration:
 
     def summary(self, layer: str) -> Summary | None:
         """The numbers of a layer's record; None where :meth:`record` gives None."""
-        shelf = self.shelves.get(self._find(layer))
+        shelf = self.shelf(layer)
         return None if shelf is None else shelf.summary
 
     def record(self, layer: str) -> Record | None:
@@ -126,8 +131,12 @@ class Calibration:
         Raises:
             CheckpointError: the file has become unreadable.
         """
-        shelf = self.shelves.get(self._find(layer))
+        shelf = self.shelf(layer)
         return None if shelf is None else shelf.load()
+
+    def shelf(self, layer: str) -> Shelf | None:
+        """Where a layer's record is; None where :meth:`record` gives None."""
+        return self.shelves.get(self._find(layer))
 
     def usable(self, layer: str) -> Record | None:
         """:meth:`record`, or None where it is of no use (:meth:`Record.problem` says why)."""
@@ -200,7 +209,13 @@ class Calibration:
         return Calibration(shelves, {**runs[0], "runs": runs}, notes, marks, influences)
 
     def _check_other_run(self, other: Calibration) -> None:
-        """Tokens that count twice are worse than none: those set aside would be fitted too."""
+        """Tokens that count twice are worse than none: those set aside would be fitted too.
+
+        A run is known by its number; one of an older file, or taken twice, by what it measured.
+        """
+        runs = [{run.get("run") for run in _runs(c.settings)} for c in (self, other)]
+        if (runs[0] & runs[1]) - {None}:
+            raise RoundsmithError(_SAME_RUN)
         alike = 0
         for name, shelf in self.shelves.items():
             its = other.shelves.get(name)
@@ -214,10 +229,7 @@ class Calibration:
                     return
             alike += 1
         if alike:
-            raise RoundsmithError(
-                "both calibrations are of the same run: its tokens would count twice; merge runs "
-                "on other prompts or seeds, or use one of them alone"
-            )
+            raise RoundsmithError(_SAME_RUN)
 
     @classmethod
     def join(cls, parts: Iterable[Calibration]) -> Calibration:

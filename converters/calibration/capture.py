@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import torch
 from torch import Tensor, nn
@@ -85,6 +86,7 @@ class Capture:
             "memory": memory,
             "seed": seed,
             "layers": len(self.widths),
+            "run": uuid4().hex[:12],
         }
         self._store = None if store is None else RowFile(store)
         self._sharing: Sharing | None = Sharing(self._start)

@@ -65,6 +65,14 @@ class Summary:
         """Tokens that rounding can learn from."""
         return self.kept + (self.moment_count or 0)
 
+    @property
+    def set_aside(self) -> int:
+        """How many of those nothing is fitted to (see :attr:`Record.held_count`)."""
+        if self.held:
+            return min(self.held, HELD)
+        share = max(self.available // 8, min(_FEW_HELD, self.available // 2))
+        return min(share, HELD, self.kept)
+
 
 @dataclass(frozen=True, eq=False)
 class Record:
@@ -128,7 +136,7 @@ class Record:
         tensors = {"mean": self.mean, "absmax": self.absmax, "tokens": self.tokens}
         if self.moment is not None:
             tensors["moment"] = self.moment
-        bad = [name for name, t in tensors.items() if not bool(t.isfinite().all())]
+        bad = [name for name, t in tensors.items() if not _finite(t)]
         if bad:
             return f"its statistics hold NaN or Inf ({', '.join(bad)})"
         if bool((self.absmax < 0).any()) or bool((self.histogram < 0).any()):
@@ -182,8 +190,9 @@ class Record:
         that. Of fewer calls, an eighth of the tokens, at most 512; of few tokens, a handful. They
         are the front of a random sample, so the choice is always the same.
         """
-        if self.held:
-            return min(self.held, HELD)
-        available = self.summary.available
-        share = max(available // 8, min(_FEW_HELD, available // 2))
-        return min(share, HELD, self.tokens.shape[0])
+        return self.summary.set_aside
+
+
+def _finite(t: Tensor) -> bool:
+    """Whether no value is NaN or Inf: both show in the least or the largest one."""
+    return not t.numel() or all(bool(x.isfinite()) for x in torch.aminmax(t))

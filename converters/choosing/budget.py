@@ -129,13 +129,13 @@ def fit_budget(
             break
         rest += size - target.size  # JSON and rules took more than was thought
     rest = size - sum(c.nbytes for c in found)
-    measured = all(statistics.record(t.layer) is not None for t in layers)
+    measured = all(statistics.has(t.layer) for t in layers)
     notes += [*statistics.notes, *(f"{layer}: {reason}" for layer, reason in bad.items())]
     if not measured:
         notes.append(
             "chosen by the weights' error, which says less than that of the outputs: connect or "
             "name a calibration" if calibration is None else
-            "layers the calibration never reached were judged by their weights"
+            "layers without usable statistics were judged by their weights"
         )  # fmt: skip
     by = "outputs, as executed" if measured else "weights"
     if calibration is not None and calibration.influences:

@@ -18,7 +18,7 @@ from ..corrections.names import LayerNames
 from ..corrections.statistics import fitted
 from ..model import ModelView
 from ..progress import Progress
-from ..running import run_layer
+from ..running import decodes_weights, run_layer
 from .comparison import Comparison, LayerScore, listed, show, worst_first
 from .layers import described, difference, executed_snr, score_weights
 from .scores import Power, is_broken, mean
@@ -82,13 +82,19 @@ def compare_files(
         for name in _watched(work, progress, cancel):
             if name in work.layers:
                 scores.append(work.score(name, calibration))
-                if any(map(is_broken, (scores[-1].weight, scores[-1].exact, scores[-1].executed))):
-                    broken.append(scores[-1].name)
+                found = scores[-1]
+                numbers = (found.weight, found.exact, found.executed)
+                if found.name not in work.spoiled and any(map(is_broken, numbers)):
+                    broken.append(found.name)
             elif (power := work.difference(name)).snr != math.inf:
                 others.append((name, power.snr))
                 if math.isfinite(power.signal) and not math.isfinite(power.noise):
                     broken.append(name)
-    comparison = _comparison(scores, str(where), calibration is not None)
+    sound = [x for x in scores if x.name not in work.spoiled]
+    comparison = _comparison(sound or scores, str(where), calibration is not None)
+    if work.spoiled:
+        names = listed(sorted(work.spoiled))
+        notes.append(f"not scored, NaN or Inf in the reference itself: {names}")
     faults = _faults(work.only_first, broken)
     if others:
         worst = min(others, key=lambda item: item[1])
@@ -148,13 +154,16 @@ class _Pair:
             second.
         rest: the same for all other tensors.
         only_first, only_second: layers without a partner.
+        spoiled: layers scored so far whose weights are NaN or Inf in the first model.
     """
 
     def __init__(self, first: ModelView, second: ModelView, device: torch.device) -> None:
         self.first, self.second, self.device = first, second, device
+        self.decodes = decodes_weights(first)
         names = LayerNames(_layers(second))
         self.layers: dict[str, str] = {}
         self._unlike: dict[str, str] = {}
+        self.spoiled: set[str] = set()
         for layer in _layers(first):
             found = names.find(layer)
             key = layer + _WEIGHT
@@ -206,10 +215,12 @@ class _Pair:
             x,
             difference(*bias),
         )
+        if not math.isfinite(scores.power):
+            self.spoiled.add(name.removesuffix(_WEIGHT))
         executed = None
         if x is not None:
-            expected = run_layer(self.first, name, x, bias[0])
-            got = run_layer(self.second, other, x, bias[1])
+            expected = run_layer(self.first, name, x, bias[0], self.decodes)
+            got = run_layer(self.second, other, x, bias[1], self.decodes)
             executed = executed_snr(expected, got, scores.signal)
         self.first.release()
         self.second.release()

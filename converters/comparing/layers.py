@@ -21,12 +21,13 @@ _AT_ONCE = 2**22  # weights
 class Scores(NamedTuple):
     """SNRs in dB: of the weights, and of the outputs with exact activations where there were some.
 
-    ``signal`` is ‖XWᵀ‖².
+    ``signal`` is ‖XWᵀ‖², ``power`` ‖W‖²; not finite where the reference itself is not.
     """
 
     weight: float
     exact: float | None
     signal: float
+    power: float = 0.0
 
 
 def score_weights(
@@ -60,7 +61,8 @@ def score_weights(
         if bias_error is not None:
             output_error += bias_error[start:stop].to(output_error)
         outputs.add_error(x @ w.T, output_error)
-    return Scores(weights.snr, None if x is None else outputs.snr, outputs.signal)
+    exact = None if x is None else outputs.snr
+    return Scores(weights.snr, exact, outputs.signal, weights.signal)
 
 
 def executed_snr(reference: Tensor, executed: Tensor, signal: float) -> float:

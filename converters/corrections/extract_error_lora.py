@@ -26,11 +26,11 @@ from ...kernels.machine import out_of_memory
 from ..calibration import Calibration
 from ..model import ModelView
 from ..progress import Progress
-from ..running import run_layer
+from ..running import decodes_weights, run_layer
 from .devices import usable_device
 from .error_lora_options import ErrorLoraOptions
 from .error_lora_report import HOW_TO_APPLY, CorrectedLayer, ErrorLoraReport
-from .layer_correction import Correction, correct_layer
+from .layer_correction import Correction, Run, correct_layer
 from .lora_names import LoraNames
 from .names import LayerNames
 from .spool import Spool
@@ -162,6 +162,7 @@ class _Work:
         self.original, self.quantized = original, quantized
         self.options, self.calibration = options, calibration
         self.device = usable_device(options.device)
+        self.decodes = decodes_weights(original)
         self.lora_names = LoraNames(quantized)
         weights = [n for n in original.names if n.endswith(".weight") and original.is_weight(n)]
         self.names = LayerNames(name.removesuffix(".weight") for name in weights)
@@ -226,8 +227,11 @@ class _Work:
         name = f"{layer}.weight"
         return correct_layer(
             *(pair.w, pair.w_hat, self.options.rank, record, pair.bias_error, self.options.seed),
-            run=lambda x: run_layer(self.quantized, name, x),
+            run=self._run(name) if device == self.device else None,  # not another's product
         )
+
+    def _run(self, name: str) -> Run:
+        return lambda x: run_layer(self.quantized, name, x, decodes=self.decodes)
 
     def _read(self, layer: str, device: torch.device) -> _Pair:
         before = self.names.find(layer)

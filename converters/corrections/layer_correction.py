@@ -13,10 +13,10 @@ from torch.linalg import vector_norm
 
 from ...errors import FormatError
 from ..calibration import Record
+from ..rounding import MIN_TOKENS
 from .bias import bias_correction
 from .error_lora import error_lora
 
-FEWEST_TOKENS = 64
 _EXECUTED_TOKENS = 256
 
 
@@ -132,7 +132,7 @@ def why_plain(record: Record | None) -> str:
     if record is None:
         return "no statistics"
     tokens = record.summary.available
-    if tokens < FEWEST_TOKENS:
+    if tokens < MIN_TOKENS:
         return f"only {tokens} tokens of statistics"
     return record.problem()
 
@@ -142,7 +142,7 @@ class _Scorer:
 
     def __init__(self, record: Record, w: Tensor) -> None:
         activations = record.split(w.device)
-        self.mean = record.mean.to(w)
+        self.mean = record.fitted_mean().to(w)
         self.moment = activations.moment
         self.held = activations.held
         self.signal = self.held @ w.T

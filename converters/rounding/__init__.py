@@ -2,11 +2,11 @@
 file.
 """
 
-from .calibrated import MIN_TOKENS, CalibratedOptions, calibrated
+from .calibrated import CalibratedOptions, calibrated
 from .codebook import fit_codebook
 from .learned import LearnedOptions, learned
 from .nearest import nearest
-from .problem import Activations, Poll, Solution
+from .problem import MIN_TOKENS, Activations, Poll, Solution
 from .scale_search import scale_search
 from .searched import searched
 

@@ -34,14 +34,13 @@ from ..strict import Strict
 from .hessian import Factor, damped, expected_error, expected_gain, factor
 from .judge import Candidate, Judge
 from .nearest import nearest
-from .problem import Activations, Poll, Solution
+from .problem import MIN_TOKENS, Activations, Poll, Solution
 from .quantizer import Quantizer
 from .refit import refit
 from .scale_search import MULTIPLES, best_scales
 from .searched import searched_codes
 from .sweep import descend, sweep
 
-MIN_TOKENS = 64
 _DAMPING = 0.05
 _SMALL = 3e9  # multiplications of a pass; a 3072×3072 layer's are ten times that
 _FEW_TOKENS_DAMPINGS = (0.05, 0.3, 1.0)

@@ -10,6 +10,9 @@ from torch import Tensor
 
 from ...layouts.geometries import Scales
 
+MIN_TOKENS = 64
+"""Fewer than these, left to fit to, say too little of a layer's inputs to round against."""
+
 Poll = Callable[[], None]
 """Called many times a second; an exception it raises ends the work."""
 

@@ -273,3 +273,32 @@ def test_a_text_encoder_with_nothing_connected_calibrates_itself(encoder, monkey
     assert len(inner) == 6 and all(outcome.method == "calibrated" for outcome in inner)
     assert all(outcome.tokens >= 1000 for outcome in inner)
     assert report.mean_gain > 1
+
+
+def test_an_encoder_that_was_finished_is_not_done_again(encoder, monkeypatch):
+    """A CLIP of several encoders, cancelled in the second; another is done in between."""
+    parts = [f"clip_l.transformer.text_model.encoder.layers.{i}." for i in (0, 1)]
+    monkeypatch.setattr(self_calibration, "TOKENS_READ", 300)
+    monkeypatch.setattr(quantizing, "encoder_prefixes", lambda _: parts)
+    solved, solve = [], LayerSolver._solve
+
+    def counted(self, t, *arguments):
+        if len(solved) == 8:
+            mm.interrupt_current_processing()
+        found = solve(self, t, *arguments)
+        solved.append(t.layer)
+        return found
+
+    monkeypatch.setattr(LayerSolver, "_solve", counted)
+    with torch.inference_mode():
+        clip, other = (comfy.sd.load_clip([str(encoder)]) for _ in range(2))
+        with pytest.raises(mm.InterruptProcessingException):
+            quantize_clip(clip, Recipe(format="nvfp4"))
+        finished = len(solved)
+        assert 8 <= finished < 12, "six of the first, and some of the second"
+        quantize_clip(other, Recipe(format="mxfp8"))
+        assert len(solved) == finished + 12
+        _, reports = quantize_clip(clip, Recipe(format="nvfp4"))
+    assert len(solved) == finished + 12 + (12 - finished)
+    said = "6 layers were finished in a run before, and reused"
+    assert said in reports[0][1].warnings

@@ -84,7 +84,7 @@ def test_one_bad_number(field, value, rounding, calibration, source: Path) -> No
     recipe = FP8.model_copy(update={"rounding": rounding, "scale_search": rounding == "nearest"})
     made, plain = source.with_name("made.safetensors"), source.with_name("plain.safetensors")
     report = quantize_file(source, made, recipe, calibration=spoiled(calibration, field, value))
-    assert any("1 of 2 layers have statistics that hold NaN" in text for text in report.warnings)
+    assert any("1 of 2 layers have statistics with NaN" in text for text in report.warnings)
     layers = {layer.name: layer for layer in report.layers}
     assert layers["0"].outcome.output_snr is None and layers["2"].outcome.output_snr is not None
     if rounding == "auto":
@@ -110,13 +110,14 @@ def test_few_tokens_are_named_and_leave_the_bias(net, source: Path) -> None:
     made = source.with_name("made.safetensors")
     few = captured(net, 10, 5)
     report = quantize_file(source, made, FP8, calibration=few)
-    assert any("2 of 2 layers saw fewer than 64 tokens" in text for text in report.warnings)
+    assert any("2 of 2 layers have fewer than 64 tokens" in text for text in report.warnings)
     assert torch.equal(load_plain(made)["0.bias"], net[0].bias)
 
 
-def test_what_judges_a_bias_is_not_in_it(net) -> None:
-    record = captured(net, 4, 20).record("0")
-    seen = torch.cat([inputs(20, seed) for seed in range(4)])
+@pytest.mark.parametrize("calls", [4, 16], ids=["tokens set aside", "calls set aside"])
+def test_what_judges_a_bias_is_not_in_it(calls: int, net) -> None:
+    record = captured(net, calls, 20).record("0")
+    seen = torch.cat([inputs(20, seed) for seed in range(calls)])
     held = record.split().held
     assert 0 < len(held) < len(seen)
     rest = seen.sum(0) - held.sum(0)
@@ -131,6 +132,8 @@ def test_a_run_is_not_counted_twice(net, calibration, tmp_path: Path) -> None:
             calibration.merge(other)
     merged = calibration.merge(captured(net, 64, 40, first=1000))
     assert merged.record("0").count == 2 * calibration.record("0").count
+    with pytest.raises(RoundsmithError, match="same run"):
+        merged.merge(calibration)
     with pytest.raises(RoundsmithError, match="not with"):
         calibration.merge("c.safetensors")
 
@@ -221,3 +224,49 @@ def test_a_comparison_does_not_blame_the_model(calibration, source: Path) -> Non
     scores = {score.name: score for score in found.layers}
     assert scores["0"].executed is None and scores["2"].executed > 20
     assert not found.faults and any("there are none of: 0" in note for note in found.notes)
+
+
+def test_an_edited_file_of_input_scales_is_read_again(net, calibration, source: Path) -> None:
+    """A layer that was finished with the old scale is another layer."""
+    made, scales = source.with_name("made.safetensors"), source.with_name("scales.json")
+    recipe = FP8.model_copy(update={"input_scale": "imported", "input_scales": str(scales)})
+
+    def cancel() -> bool:
+        return any(source.parent.glob("*-layers/*.layer.*"))
+
+    scales.write_text('{"0": 0.5, "2": 0.5}')
+    with pytest.raises(RoundsmithError):
+        quantize_file(source, made, recipe, calibration=calibration, cancel=cancel)
+    scales.write_text('{"0": 0.25, "2": 0.25}')
+    report = quantize_file(source, made, recipe, calibration=calibration)
+    tensors = load_plain(made)
+    assert tensors["0.input_scale"] == tensors["2.input_scale"] == 0.25
+    assert not any("reused" in text for text in report.warnings)
+
+
+def test_equal_layers_of_one_run_are_not_called_reused(tmp_path: Path) -> None:
+    net = network()
+    net[2].load_state_dict(net[0].state_dict())
+    save_file({k: v.clone() for k, v in net.state_dict().items()}, tmp_path / "s.safetensors")
+    report = quantize_file(
+        *(tmp_path / "s.safetensors", tmp_path / "m.safetensors"),
+        Recipe(format="nvfp4", preset=None, rounding="learned", learned={"iterations": 5}),
+    )
+    assert not any("reused" in text for text in report.warnings)
+
+
+def test_a_record_is_read_twice_at_most(net, calibration, source: Path) -> None:
+    """Once to see whether it is sound, once to round against: files of calibrations are large."""
+    reads: list[str] = []
+
+    def counted(name: str, shelf: Shelf) -> Shelf:
+        def load():
+            reads.append(name)
+            return shelf.load()
+
+        return Shelf(shelf.summary, load)
+
+    shelves = {n: counted(n, s) for n, s in calibration.shelves.items() if s is not None}
+    watched = Calibration(shelves, calibration.settings, (), calibration.fingerprint)
+    quantize_file(source, source.with_name("made"), FP8, calibration=watched)
+    assert sorted(reads) == ["0", "0", "2", "2"]

@@ -1,5 +1,6 @@
 """Finished layers of a cancelled run: found again, and only then."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -81,6 +82,17 @@ def test_a_shared_folder_keeps_what_others_have_finished(tmp_path: Path) -> None
     mine.clear()
     assert Journal(tmp_path / "layers", shared=True).find("mine") is None
     again = Journal(tmp_path / "layers", shared=True)
-    assert again.find("theirs") is not None and again.reused == 1
+    assert again.find("theirs") is not None and not again.made("theirs")
     again.clear()
     assert not (tmp_path / "layers").exists()
+
+
+def test_what_nobody_came_back_for_goes(tmp_path: Path) -> None:
+    folder = tmp_path / "layers"
+    for key in ("old", "new"):
+        Journal(folder, shared=True).keep(key, LAYER)
+    (path,) = folder.glob("old*")
+    yesterday = path.stat().st_mtime - 25 * 3600
+    os.utime(path, (yesterday, yesterday))
+    Journal(folder, shared=True).clear()
+    assert [p.name.split(".")[0] for p in folder.iterdir()] == ["new"]

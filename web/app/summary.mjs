@@ -62,7 +62,7 @@ function quality(kind, facts) {
     number(facts.psnr) && t("psnr", { value: decibels(facts.psnr) }),
     value("executedSnr", facts.executed_snr),
     value("exactSnr", facts.output_snr),
-    gain && t(kind === "lora" ? "loraGain" : exact ? "overNearestExact" : "overNearest", { gain }),
+    gain && t(gainOf(kind, facts, exact), { gain }),
     measured ? "" : value(kind === "inspect" && !facts.against ? "estimatedSnr" : "weightsSnr", facts.weight_snr),
   ].filter(Boolean);
 }
@@ -91,6 +91,14 @@ function lines(kind, facts) {
     facts.hint && String(facts.hint),
     ...Object.entries(kind === "saved" ? facts.files ?? {} : {}).map(([name, n]) => `${name}: ${bytes(n)}`),
   ].filter(Boolean);
+}
+
+/** The words for a gain: of what, and with which activations. */
+function gainOf(kind, facts, exact) {
+  if (kind === "lora") {
+    return facts.executed === false ? "loraGainExact" : "loraGain";
+  }
+  return exact ? "overNearestExact" : "overNearest";
 }
 
 /** How often everything was sampled to record it, and how much slower that was. */

@@ -11,7 +11,7 @@ from ....errors import RecipeError
 from ....layouts.codec import decode, encode
 from ....layouts.geometries import Geometry, Scales
 from ....layouts.grids import Grid
-from ..problem import Activations, Poll, Solution
+from ..problem import MIN_TOKENS, Activations, Poll, Solution
 from .descent import descend
 from .flips import flip
 from .ladder import Ladder
@@ -20,7 +20,6 @@ from .options import LearnedOptions
 from .problem import Layer, State
 from .scales import learn, learns_scales, refit
 
-MIN_TOKENS = 64
 FLIP_ROUNDS = 100
 
 

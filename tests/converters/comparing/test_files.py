@@ -177,6 +177,17 @@ def test_nan_of_the_reference_itself_is_no_fault(model, original, tmp_path):
     assert compare_files(a, b, threshold=20).passed(20)
 
 
+def test_a_layer_that_is_nan_in_the_reference_is_left_out(model, original, calibration, tmp_path):
+    """Quantizing keeps such a layer as it is."""
+    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    state["second.weight"][0, 0] = math.nan
+    a, b = (save(state, tmp_path / name) for name in ("a.safetensors", "b.safetensors"))
+    for given in (None, calibration):
+        found = compare_files(a, b, given, threshold=20)
+        assert found.passed(20) and found.snr == math.inf
+        assert any("NaN or Inf in the reference itself: second" in note for note in found.notes)
+
+
 def test_other_tensors_that_differ_are_noted(model, original, tmp_path):
     state = dict(model.state_dict())
     state["second.bias"] = state["second.bias"] + 0.01

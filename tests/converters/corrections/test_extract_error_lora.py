@@ -155,7 +155,7 @@ def test_a_corrected_bias_is_taken_into_account(model):
     with safe_open(str(quantized), "pt") as file:
         metadata = file.metadata()
     for layer in SHAPES:
-        mean = model.calibration.record(layer).mean
+        mean = model.calibration.record(layer).fitted_mean()
         fixed = tensors[f"{layer}.bias"].float()
         fixed += bias_correction(w[layer], w_hat[layer], mean)
         tensors[f"{layer}.bias"] = fixed
@@ -170,7 +170,7 @@ def test_a_corrected_bias_is_taken_into_account(model):
         left = w[layer.name] - w_hat[layer.name]
         left = left - lora[f"{name}.lora_B.weight"] @ lora[f"{name}.lora_A.weight"]
         bias = tensors[f"{layer.name}.bias"] + lora[f"{name}.diff_b"]
-        mean = model.calibration.record(layer.name).mean
+        mean = model.calibration.record(layer.name).fitted_mean()
         wanted = before[f"{layer.name}.bias"].float() + left @ mean
         assert torch.allclose(bias, wanted, atol=1e-4)
     plain = error_lora_file(model.original, model.folder / "b.safetensors", overwrite=True)
