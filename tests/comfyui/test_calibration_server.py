@@ -108,7 +108,7 @@ def test_calibrate_save_load_merge(server):
     (both,) = saved(server, "calibrations/both")
     assert both.record("img_in").count == 2 * calibration.record("img_in").count
     prompt["3"]["inputs"]["second"] = ["1", 0]
-    with pytest.raises(PromptError, match="of the same run"):
+    with pytest.raises(PromptError, match="hold the same run"):
         server.run(prompt)
 
 
