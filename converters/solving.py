@@ -174,8 +174,14 @@ class LayerSolver:
             outcome = replace(outcome, tokens=activations.count, input_max=peak)
             shift = None
             if bias is not None and activations.count >= MIN_TOKENS:
-                mean = fmt.transform_inputs(record.fitted_mean().to(device)[None], spec)
-                parts["bias"], shift = _corrected(bias.to(device), lost, mean, activations.held)
+                bias = bias.to(device)
+                means = [
+                    fmt.transform_inputs(mean.to(device)[None], spec)
+                    for mean in (record.fitted_mean(), record.mean)
+                ]
+                parts["bias"], shift = _corrected(bias, lost, means[0], activations.held)
+                if shift is not None:  # it helps tokens it was not fitted to: now with all of them
+                    parts["bias"] = _shifted(bias, lost, means[1])
             elif bias is not None:
                 parts["bias"] = bias
             outcome = self._judge(t, outcome, original, w, lost, shift, activations, record, parts)
@@ -313,14 +319,16 @@ def _corrected(
         The bias and the shift ``[Mp]`` it makes; the old one and None where the tokens do not gain,
         as where rounding the sum to the bias's dtype costs more than is put back.
     """
-    rows = len(bias)
-    wanted = (mean @ lost.T)[0]
-    new = (bias.float() + wanted[:rows]).to(bias.dtype)
-    shift = torch.nn.functional.pad(new.float() - bias.float(), (0, len(wanted) - rows))
+    new = _shifted(bias, lost, mean)
+    shift = torch.nn.functional.pad(new.float() - bias.float(), (0, len(lost) - len(bias)))
     error = held @ lost.T
     if float((error - shift).square().sum()) < float(error.square().sum()):
         return new, shift
     return bias, None
+
+
+def _shifted(bias: Tensor, lost: Tensor, mean: Tensor) -> Tensor:
+    return (bias.float() + (mean @ lost.T)[0][: len(bias)]).to(bias.dtype)
 
 
 def _fingerprint(w: Tensor, record: Record | None, bias: Tensor | None) -> list[Tensor]:

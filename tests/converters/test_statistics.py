@@ -198,7 +198,7 @@ def test_biases_are_corrected_where_it_helps(net, calibration, source: Path) -> 
     assert not torch.equal(corrected["first.bias"], net.first.bias)
     assert torch.equal(corrected["unused.bias"], net.unused.bias)
     w, w_hat = net.first.weight, decoded(made)["first"]
-    mean = calibration.record("first").fitted_mean()
+    mean = calibration.record("first").mean
     expected = net.first.bias + (w - w_hat) @ mean
     assert torch.allclose(corrected["first.bias"], expected, atol=1e-5)
 
